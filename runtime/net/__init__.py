@@ -1,0 +1,1 @@
+"""Links, addresses, guards, accounting and shaping of container and machine adapters."""

@@ -1,0 +1,168 @@
+"""Every path of the system, from one root: ``--root DIR`` or ``VZ_ROOT`` moves them all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Longest path a unix socket address holds (unix(7): sun_path, 108 bytes with its NUL).
+_SUN_PATH = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The places the system keeps things; ``root`` is ``/`` on a real server.
+
+    The three areas named in vz.conf (``TEMPLATE``, ``VE_PRIVATE``, ``VE_ROOT``) may be moved one
+    by one; ``area()`` resolves such a value below the root.
+    """
+
+    root: Path = field(default_factory=lambda: Path("/"))
+
+    @classmethod
+    def from_environment(cls, root: str | None = None) -> Paths:
+        """Return the paths below ``root``, else below ``VZ_ROOT``, else of the server itself."""
+        chosen = root or os.environ.get("VZ_ROOT") or "/"
+        return cls(Path(os.path.abspath(chosen)))
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is the server itself, not a moved system."""
+        return self.root == Path("/")
+
+    @property
+    def tag(self) -> str:
+        """Return the suffix which keeps kernel-wide names (cgroups, links) of moved systems apart.
+
+        Empty for the server itself.
+        """
+        if self.is_default:
+            return ""
+        return "-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+
+    def area(self, configured: str) -> Path:
+        """Return a path from a configuration file, taken below the root."""
+        return self.root / configured.lstrip("/")
+
+    # configuration
+    @property
+    def etc(self) -> Path:
+        return self.root / "etc/vz"
+
+    @property
+    def global_config(self) -> Path:
+        return self.etc / "vz.conf"
+
+    @property
+    def conf_dir(self) -> Path:
+        return self.etc / "conf"
+
+    def ct_conf(self, ctid: int) -> Path:
+        return self.conf_dir / f"{ctid}.conf"
+
+    def sample(self, name: str) -> Path:
+        return self.conf_dir / f"ve-{name}.conf-sample"
+
+    @property
+    def names(self) -> Path:
+        """Directory of symbolic links NAME → ../conf/CTID.conf."""
+        return self.etc / "names"
+
+    @property
+    def dists(self) -> Path:
+        return self.etc / "dists"
+
+    @property
+    def networks_classes(self) -> Path:
+        return self.conf_dir / "networks_classes"
+
+    # areas
+    @property
+    def vz(self) -> Path:
+        return self.root / "vz"
+
+    @property
+    def template(self) -> Path:
+        return self.vz / "template"
+
+    @property
+    def template_cache(self) -> Path:
+        return self.template / "cache"
+
+    @property
+    def private_dir(self) -> Path:
+        return self.vz / "private"
+
+    def private(self, ctid: int) -> Path:
+        return self.private_dir / str(ctid)
+
+    @property
+    def root_dir(self) -> Path:
+        return self.vz / "root"
+
+    def ct_root(self, ctid: int) -> Path:
+        """Mount point of a container's merged tree."""
+        return self.root_dir / str(ctid)
+
+    @property
+    def lock_dir(self) -> Path:
+        return self.vz / "lock"
+
+    @property
+    def dump_dir(self) -> Path:
+        return self.vz / "dump"
+
+    @property
+    def tmp(self) -> Path:
+        return self.vz / "tmp"
+
+    @property
+    def actionlog(self) -> Path:
+        return self.vz / "actionlog"
+
+    @property
+    def machines(self) -> Path:
+        """Default home of virtual machine bundles."""
+        return self.root / "var/parallels"
+
+    @property
+    def backups(self) -> Path:
+        return self.vz / "backups"
+
+    # variable state
+    def quota_file(self, ctid: int) -> Path:
+        return self.root / f"var/vzquota/quota.{ctid}"
+
+    @property
+    def lib(self) -> Path:
+        """State that outlives a reboot (slots, counters, journal)."""
+        return self.root / "var/lib/vz"
+
+    @property
+    def journal(self) -> Path:
+        return self.lib / "journal"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.root / "var/log"
+
+    @property
+    def log(self) -> Path:
+        return self.log_dir / "vzctl.log"
+
+    @property
+    def run(self) -> Path:
+        """State that a reboot empties."""
+        return self.root / "run/vz"
+
+    def ct_state(self, ctid: int) -> Path:
+        return self.run / "ct" / f"{ctid}.json"
+
+    def socket(self, name: str) -> Path:
+        """Return the path of a unix socket of ours, short enough for its address."""
+        path = self.run / f"{name}.sock"
+        if len(os.fsencode(path)) <= _SUN_PATH:
+            return path
+        return Path(f"/run/vz{self.tag}-{name}.sock")

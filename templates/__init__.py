@@ -1,0 +1,1 @@
+"""EZ templates: catalogue, package store, caches."""

@@ -1,0 +1,1 @@
+"""Virtual machines, delegated to KVM through libvirt."""
