@@ -120,7 +120,8 @@ def duration(text: str) -> int:
         return int(match[1]) * _PERIOD[match[2].lower()]
     if not re.fullmatch(r"\d+(:\d+){0,3}", word):
         raise InvalidValue(
-            f"not a time: {text!r}", hint="write seconds, [[[dd:]hh:]mm:]ss, or a number and h d w m y"
+            f"not a time: {text!r}",
+            hint="write seconds, [[[dd:]hh:]mm:]ss, or a number and h d w m y",
         )
     total = 0
     for field, scale in zip(reversed(word.split(":")), (1, 60, 3600, 86400), strict=False):
