@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.errors import Locked, LockDirUnset
+from runtime.errors import LockDirUnset, Locked
 from runtime.paths import Paths
 
 _POLL_S = 0.05

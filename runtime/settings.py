@@ -41,8 +41,10 @@ class Setting:
     metavar: str = "VALUE"
     merge: Merge | None = None
     live: str | None = None
-    #: Never written to the configuration (passwords); ``live`` then also acts on a stopped one.
+    #: Never written to the configuration (passwords).
     stored: bool = True
+    #: ``live`` also acts on a container that is not running.
+    always: bool = False
     #: Accepts no argument at all.
     flag: bool = False
     #: For completion and --help.

@@ -1,0 +1,360 @@
+"""The frame every command runs in: rows into parsers, errors into exit codes.
+
+A command is a ``Program``: either one action with options, or verbs. Only the parser of the verb
+that was asked for is built, so that a short command stays short. The manual pages, the
+completions and ``--help`` are made from the same rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from runtime.errors import GlobalConfigMissing, InvalidOption, VzError
+from runtime.paths import Paths
+
+if TYPE_CHECKING:
+    from runtime.config import Config, ConfigFile
+    from runtime.log import Log
+    from runtime.progress import Progress
+
+VERSION = "0.1.0"
+
+#: What a verb does: returns its exit status, None meaning 0.
+Run = Callable[["Context", argparse.Namespace], int | None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option or positional argument, in argparse's words (``settings``)."""
+
+    flags: tuple[str, ...]
+    help: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add it to ``parser``."""
+        parser.add_argument(*self.flags, help=self.help, **self.settings)
+
+
+def option(*flags: str, help: str, **settings: Any) -> Option:
+    """Return an Option; ``settings`` are argparse's (metavar, nargs, action, choices, …)."""
+    return Option(flags, help, settings)
+
+
+JSON = option("-j", "--json", help="print JSON with field names", action="store_true")
+DRY_RUN = option("-n", "--dry-run", help="say what would be done, do nothing", action="store_true")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A row: one word of a command, what it needs, what it does.
+
+    ``run`` is the function, or "module:function" which is imported when the verb is used.
+    ``changes`` says that it changes something: such a verb starts the warm service.
+    """
+
+    name: str
+    help: str
+    run: Run | str
+    options: tuple[Option, ...] = ()
+    aliases: tuple[str, ...] = ()
+    changes: bool = True
+    #: Everything after the fixed options goes to ``args.rest`` unparsed (commands to execute).
+    rest: bool = False
+    description: str = ""
+
+    def function(self) -> Run:
+        """Return what runs the verb, importing its module now."""
+        return resolve(self.run)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command: its name, its verbs or its single action, and its own exit code for bad usage."""
+
+    name: str
+    help: str
+    verbs: tuple[Verb, ...] = ()
+    run: Run | str | None = None
+    options: tuple[Option, ...] = ()
+    #: vzctl's "invalid parameter syntax"; others have tables of their own.
+    usage_code: int = InvalidOption.code
+    #: Turns an error into the program's own code where its table is not vzctl's.
+    exit_code: Callable[[VzError], int] | None = None
+    changes: bool = False
+    description: str = ""
+    #: Chooses the row of a verb when several kinds of environment share the word.
+    choose: Callable[[Context, str, Sequence[str]], Verb | None] | None = None
+    #: The command takes the global options --root, --quiet, --verbose only before the verb.
+    epilog: str = ""
+
+
+def resolve(run: Run | str) -> Run:
+    """Return the function named "module:function", or ``run`` itself."""
+    if not isinstance(run, str):
+        return run
+    module, _, name = run.partition(":")
+    function: Run = getattr(importlib.import_module(module), name)
+    return function
+
+
+class Context:
+    """What a verb needs to know of its surroundings; everything is read when first asked for."""
+
+    def __init__(
+        self,
+        program: str,
+        paths: Paths,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        progress: str = "auto",
+    ) -> None:
+        """Describe one run of ``program`` on the system at ``paths``."""
+        self.program = program
+        self.paths = paths
+        self.quiet = quiet
+        self.verbose = verbose
+        self.progress_mode = progress
+        self._server: ConfigFile | None = None
+        self._log: Log | None = None
+
+    def server(self) -> ConfigFile:
+        """Return vz.conf, empty when it does not exist; raises GlobalConfigMissing."""
+        if self._server is None:
+            from runtime.config import ConfigFile
+
+            path = self.paths.global_config
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                data = b""
+            except OSError as error:
+                raise GlobalConfigMissing(f"cannot read {path}: {error.strerror}") from error
+            self._server = ConfigFile(data.decode("utf-8", "surrogateescape"), path=path)
+        return self._server
+
+    def config(self, ctid: int, container: ConfigFile | None) -> Config:
+        """Return the effective configuration of a container (or the host's, ``ctid`` 0)."""
+        from runtime.config import Config
+        from runtime.defaults import DEFAULTS
+
+        return Config(ctid=ctid, container=container, server=self.server(), defaults=DEFAULTS)
+
+    def log(self) -> Log:
+        """Return the product's log as vz.conf wants it."""
+        if self._log is None:
+            from runtime.log import Log
+
+            server = self.server()
+            level = server.get("LOG_LEVEL") or "0"
+            where = server.get("LOGFILE")
+            self._log = Log(
+                self.paths.area(where) if where else self.paths.log,
+                program=self.program,
+                level=int(level) if level.isdecimal() else 0,
+                enabled=(server.get("LOGGING") or "yes") != "no",
+            )
+        return self._log
+
+    def progress(self, ctid: int | str | None = None) -> Progress:
+        """Return where an action on ``ctid`` reports to."""
+        from runtime import progress
+
+        if self.progress_mode == "json":
+            return progress.Json(sys.stderr, self.log())
+        return progress.Lines(
+            self.log(),
+            ctid=ctid,
+            quiet=self.quiet,
+            verbose=self.verbose,
+            bars=self.progress_mode != "none",
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse which reports bad usage as our error: one line and a hint."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidOption(message, hint=f"{self.prog} --help")
+
+
+def _global_parser(program: Program) -> _Parser:
+    parser = _Parser(prog=program.name, add_help=False, allow_abbrev=False)
+    parser.add_argument("--root", metavar="DIR")
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--no-progress", action="store_true")
+    parser.add_argument("--progress", choices=("auto", "none", "json"), default="auto")
+    return parser
+
+
+GLOBAL_OPTIONS = (
+    option("--root", help="use the system below DIR instead of /", metavar="DIR"),
+    option("--quiet", help="print nothing but errors", action="store_true"),
+    option("--verbose", help="print details", action="store_true"),
+    option("--no-progress", help="print no progress bars", action="store_true"),
+    option("--progress", help="how to show progress", choices=("auto", "none", "json")),
+)
+
+
+def verb_parser(program: Program, verb: Verb) -> argparse.ArgumentParser:
+    """Return the parser of one verb: for parsing, and for the manual."""
+    parser = _Parser(
+        prog=f"{program.name} {verb.name}",
+        description=verb.description or verb.help,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for row in verb.options:
+        row.add_to(parser)
+    if verb.rest:
+        parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def program_parser(program: Program) -> argparse.ArgumentParser:
+    """Return the parser of a command without verbs."""
+    parser = _Parser(
+        prog=program.name,
+        description=program.description or program.help,
+        epilog=program.epilog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{program.name} {VERSION}")
+    for row in (*program.options, *GLOBAL_OPTIONS):
+        row.add_to(parser)
+    return parser
+
+
+def overview(program: Program) -> str:
+    """Return the help of a command with verbs."""
+    width = max(len(verb.name) for verb in program.verbs) + 2
+    lines = [
+        f"usage: {program.name} [--root DIR] [--quiet] [--verbose] VERB [ID] [options]",
+        "",
+        program.description or program.help,
+        "",
+    ]
+    shown: set[str] = set()
+    for verb in program.verbs:
+        if verb.name not in shown:
+            shown.add(verb.name)
+            lines.append(f"  {verb.name:<{width}}{verb.help}")
+    lines += ["", f"'{program.name} VERB --help' shows the options of a verb."]
+    return "\n".join(lines)
+
+
+def main(program: Program, argv: Sequence[str] | None = None) -> int:
+    """Run ``program`` with ``argv`` (default: the process's own) and return its exit status.
+
+    The one place where errors become exit codes.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(program, arguments)
+    except SystemExit as stop:  # argparse's --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    except VzError as error:
+        return _report(program, error)
+    except KeyboardInterrupt:
+        print(f"{program.name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has enough; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print(
+            f"{program.name}: this is a bug in pyvz {VERSION}; please report it with the lines above",
+            file=sys.stderr,
+        )
+        return VzError.code
+
+
+def _run(program: Program, arguments: list[str]) -> int:
+    if not program.verbs:
+        args = program_parser(program).parse_args(arguments)
+        context = _context(program, args)
+        assert program.run is not None
+        return resolve(program.run)(context, args) or 0
+    head, word, tail = _split(program, arguments)
+    if word in ("", "help") or "--help" in head or "-h" in head:
+        print(overview(program))
+        return 0 if word or head else program.usage_code
+    if word == "--version" or "--version" in head:
+        print(f"{program.name} {VERSION}")
+        return 0
+    context = _context(program, _global_parser(program).parse_args(head))
+    verb = find_verb(program, word, context, tail)
+    args = verb_parser(program, verb).parse_args(tail)
+    if verb.rest and args.rest[:1] == ["--"]:
+        args.rest = args.rest[1:]
+    args.verb = verb.name
+    return verb.function()(context, args) or 0
+
+
+def find_verb(program: Program, word: str, context: Context, tail: Sequence[str]) -> Verb:
+    """Return the row for ``word``; raises InvalidOption with the nearest words there are."""
+    if program.choose is not None:
+        chosen = program.choose(context, word, tail)
+        if chosen is not None:
+            return chosen
+    for verb in program.verbs:
+        if word == verb.name or word in verb.aliases:
+            return verb
+    import difflib
+
+    near = difflib.get_close_matches(word, [verb.name for verb in program.verbs], 3)
+    raise InvalidOption(
+        f"unknown verb: {word!r}",
+        hint=f"did you mean {', '.join(near)}?" if near else f"{program.name} --help lists them",
+    )
+
+
+def _split(program: Program, arguments: list[str]) -> tuple[list[str], str, list[str]]:
+    """Take apart the options before the verb, the verb, and what follows it."""
+    head: list[str] = []
+    i = 0
+    while i < len(arguments) and arguments[i].startswith("-"):
+        head.append(arguments[i])
+        if arguments[i] in ("--root", "--progress") and i + 1 < len(arguments):
+            i += 1
+            head.append(arguments[i])
+        i += 1
+    if i == len(arguments):
+        return head, "", []
+    return head, arguments[i], arguments[i + 1 :]
+
+
+def _context(program: Program, args: argparse.Namespace) -> Context:
+    return Context(
+        program.name,
+        Paths.from_environment(args.root),
+        quiet=args.quiet,
+        verbose=args.verbose,
+        progress="none" if args.no_progress else args.progress or "auto",
+    )
+
+
+def _report(program: Program, error: VzError) -> int:
+    from runtime.log import one_line
+
+    print(f"{program.name}: {one_line(error.message)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {one_line(error.hint)}", file=sys.stderr)
+    if program.exit_code is not None:
+        return program.exit_code(error)
+    if isinstance(error, InvalidOption):
+        return program.usage_code
+    return error.code
