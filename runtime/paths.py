@@ -7,9 +7,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Longest path a unix socket address holds (unix(7): sun_path, 108 bytes with its NUL).
-_SUN_PATH = 107
-
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -161,8 +158,5 @@ class Paths:
         return self.run / "ct" / f"{ctid}.json"
 
     def socket(self, name: str) -> Path:
-        """Return the path of a unix socket of ours, short enough for its address."""
-        path = self.run / f"{name}.sock"
-        if len(os.fsencode(path)) <= _SUN_PATH:
-            return path
-        return Path(f"/run/vz{self.tag}-{name}.sock")
+        """Return the path of a unix socket of ours (see ``unixsocket`` for long ones)."""
+        return self.run / f"{name}.sock"
