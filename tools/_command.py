@@ -210,10 +210,10 @@ def verb_parser(program: Program, verb: Verb) -> argparse.ArgumentParser:
         prog=f"{program.name} {verb.name}",
         description=verb.description or verb.help,
         allow_abbrev=False,
+        add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for row in verb.options:
-        row.add_to(parser)
+    _add(parser, verb.options)
     if verb.rest:
         parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -226,12 +226,21 @@ def program_parser(program: Program) -> argparse.ArgumentParser:
         description=program.description or program.help,
         epilog=program.epilog,
         allow_abbrev=False,
+        add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{program.name} {VERSION}")
-    for row in (*program.options, *GLOBAL_OPTIONS):
-        row.add_to(parser)
+    _add(parser, (*program.options, *GLOBAL_OPTIONS))
     return parser
+
+
+def _add(parser: argparse.ArgumentParser, rows: tuple[Option, ...]) -> None:
+    """Add ``rows`` and --help; -h is help too where the command does not use it otherwise."""
+    taken = {flag for row in rows for flag in row.flags}
+    help_flags = [flag for flag in ("-h", "--help") if flag not in taken]
+    parser.add_argument(*help_flags, action="help", help="show this help")
+    for row in rows:
+        row.add_to(parser)
 
 
 def overview(program: Program) -> str:
