@@ -42,7 +42,18 @@ _WANTED_FREE_BYTES = 10 << 30
 _LEAST_FREE_BYTES = 1 << 20
 #: Keys a sample does not hand on: they belong to one container.
 PERSONAL = frozenset(
-    ["OSTEMPLATE", "TEMPLATES", "TEMPLATE", "VE_ROOT", "VE_PRIVATE", "HOSTNAME", "IP_ADDRESS", "NETIF", "NAME", "UUID"]
+    [
+        "OSTEMPLATE",
+        "TEMPLATES",
+        "TEMPLATE",
+        "VE_ROOT",
+        "VE_PRIVATE",
+        "HOSTNAME",
+        "IP_ADDRESS",
+        "NETIF",
+        "NAME",
+        "UUID",
+    ]
 )
 
 

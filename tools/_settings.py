@@ -1,0 +1,202 @@
+"""``set``: from options to the configuration file and the running container, all or nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from runtime import locks, registry
+from runtime.config import Config, ConfigFile
+from runtime.errors import (
+    ApplyConfigFailed,
+    ConfigMissing,
+    InvalidOption,
+    NameFailed,
+    SampleMissing,
+)
+from runtime.settings import Setting, table
+from tools._command import Option, option
+
+if TYPE_CHECKING:
+    from runtime.container import Container
+    from tools._command import Context
+
+_PREFIX = "setting_"
+
+
+def setting_options(names: Iterable[str] | None = None) -> tuple[Option, ...]:
+    """Return the options of the settings called ``names``, or of all, with those of ``set``."""
+    rows = table()
+    chosen = list(rows.values()) if names is None else [rows[n] for n in names if n in rows]
+    options = [_option(row) for row in chosen]
+    if names is None:
+        options += [
+            option("--save", help="also store it in the configuration", action="store_true"),
+            option(
+                "--setmode",
+                help="what to do when a setting needs a restart",
+                choices=("restart", "ignore"),
+            ),
+            option("--applyconfig", help="take the values of a sample", metavar="SAMPLE"),
+            option("--force", help="store also what cannot be applied", action="store_true"),
+        ]
+    return tuple(options)
+
+
+def _option(row: Setting) -> Option:
+    dest = _PREFIX + row.option.replace("-", "_")
+    if row.flag:
+        return option(
+            f"--{row.option}", help=row.help, dest=dest, action="append_const", const="yes"
+        )
+    return option(f"--{row.option}", help=row.help, dest=dest, action="append", metavar=row.metavar)
+
+
+def settings_given(args: argparse.Namespace, context: Context) -> dict[str, list[str]]:
+    """Return option name → arguments for every setting on the command line."""
+    found = {}
+    for name in table():
+        value = getattr(args, _PREFIX + name.replace("-", "_"), None)
+        if value:
+            found[name] = list(value)
+    return found
+
+
+def set_container(context: Context, ct: Container, args: argparse.Namespace) -> None:
+    """Change settings of ``ct``: check all, apply live, then store; undone if anything fails.
+
+    Raises InvalidOption when there is nothing to change, else what the settings raise.
+    """
+    from tools import lifecycle
+
+    given = settings_given(args, context)
+    if not given and not args.applyconfig:
+        raise InvalidOption("nothing to set", hint="pctl set --help lists the settings")
+    progress = context.progress(ct.ctid)
+    with locks.environment(context.paths, ct.ctid, "set"):
+        lifecycle.repair(context, ct.ctid)
+        ct.reconcile()
+        before = ct.config
+        file = ConfigFile.read(ct.record.conf)
+        values: dict[str, str | None] = {}
+        if args.applyconfig:
+            values.update(_sample_values(context, args.applyconfig))
+        values.update(lifecycle.changed_values({**before, **_known(values)}, given))
+        rows = [table()[name] for name in given] + [
+            row for row in table().values() if args.applyconfig and row.key in values
+        ]
+        _check_name(context, ct.ctid, values)
+        stored_keys = {row.key for row in rows if row.stored} | (
+            set(values) if args.applyconfig else set()
+        )
+        for key in stored_keys & values.keys():
+            value = values[key]
+            if value is None or value == "":
+                file.unset(key)
+            else:
+                file.set(key, value)
+        after = context.config(ct.ctid, file)
+        unstored = {
+            key: value
+            for key, value in values.items()
+            if key not in stored_keys and value is not None
+        }
+        after = after.with_overrides(unstored)
+        running = ct.status().running
+        if running or args.save or unstored:
+            needs_restart = _apply(ct, rows, before, after, running=running)
+        else:
+            needs_restart = []
+        if args.save:
+            file.save(ct.record.conf)
+            progress.say(f"Saved parameters for Container {ct.ctid}")
+        elif stored_keys:
+            progress.warn(
+                "Settings were not saved and will be lost after the container is restarted"
+                if running
+                else "The container does not run and --save is not given: nothing was changed"
+            )
+        if needs_restart and running:
+            _restart(context, ct, args, needs_restart, after)
+
+
+def _known(values: dict[str, str | None]) -> dict[str, str]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _sample_values(context: Context, sample: str) -> dict[str, str | None]:
+    from tools.lifecycle import PERSONAL
+
+    if "/" in sample:
+        raise SampleMissing(f"invalid sample name: {registry.printable(sample)}")
+    path = context.paths.sample(sample)
+    try:
+        file = ConfigFile.read(path)
+    except ConfigMissing:
+        raise SampleMissing(f"sample {path} does not exist") from None
+    if file.bad:
+        raise ApplyConfigFailed(f"{path}, line {file.bad[0].number}: {file.bad[0].reason}")
+    values: dict[str, str | None] = {
+        key: value for key, value in file.items().items() if key not in PERSONAL
+    }
+    values["ORIGIN_SAMPLE"] = sample
+    return values
+
+
+def _check_name(context: Context, ctid: int, values: dict[str, str | None]) -> None:
+    name = values.get("NAME")
+    if name:
+        holder = registry.by_name(context.paths, name)
+        if holder is not None and holder.ctid != ctid:
+            raise NameFailed(
+                f"the name {registry.printable(name)} belongs to container {holder.ctid}"
+            )
+
+
+def _apply(
+    ct: Container, rows: list[Setting], before: Config, after: Config, *, running: bool
+) -> list[str]:
+    """Apply each row once; return the options that only act after a restart.
+
+    When one fails, those applied before it are turned back.
+    """
+    waiting: list[str] = []
+    done: set[Callable[[Container, Config, Config], None]] = set()
+    with ExitStack() as undo:
+        for row in rows:
+            function = row.applier()
+            if function is None:
+                if before.get(row.key) != after.get(row.key) and row.option not in _AT_ONCE:
+                    waiting.append(f"--{row.option}")
+                continue
+            if function in done or not (running or row.always):
+                continue
+            done.add(function)
+            undo.callback(function, ct, after, before)
+            function(ct, before, after)
+        undo.pop_all()
+    return waiting
+
+
+#: Settings which only commands read: nothing in a running container depends on them.
+_AT_ONCE = frozenset(
+    ("description", "onboot", "bootorder", "disabled", "stop-timeout", "allowreboot")
+)
+
+
+def _restart(
+    context: Context, ct: Container, args: argparse.Namespace, waiting: list[str], after: Config
+) -> None:
+    what = ", ".join(waiting)
+    if args.setmode == "restart":
+        from tools import environments
+
+        ct.stop()
+        record = registry.record(context.paths, ct.ctid)
+        environments.container(context, record).start()
+    elif args.setmode != "ignore":
+        context.progress(ct.ctid).warn(
+            f"{what} takes effect when the container is restarted (--setmode restart does it)"
+        )

@@ -1,0 +1,40 @@
+"""pctl: containers and virtual machines under the same verbs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tools import verbs_container, verbs_list
+from tools._command import Context, Program, Verb
+from tools._command import main as run_program
+from tools.environments import Kind
+
+#: The rows of each kind by word, aliases included.
+_ROWS: dict[Kind, dict[str, Verb]] = {
+    Kind.CONTAINER: {
+        word: verb for verb in verbs_container.VERBS for word in (verb.name, *verb.aliases)
+    },
+}
+
+
+def _choose(context: Context, word: str, tail: Sequence[str]) -> Verb | None:
+    """Return the row of ``word`` for the kind of environment that the command line names."""
+    return _ROWS[Kind.CONTAINER].get(word)
+
+
+PROGRAM = Program(
+    "pctl",
+    "Create, run and change containers and virtual machines.",
+    verbs=(*verbs_container.VERBS, *verbs_list.VERBS),
+    choose=_choose,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run pctl; return its exit status."""
+    return run_program(PROGRAM, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""``pctl list``: both kinds of environment in one table."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+
+from runtime import registry
+from tools._command import JSON, Context, Verb, option
+from tools._entries import BASE, Entry, entries, ostemplate
+from tools._listing import Field, Value, choose, print_fields, print_json, print_table, sort
+
+_DEFAULT = "status,ip,name"
+_DEFAULT_LONG = "uuid,status,ip_configured,type,name"
+_DEFAULT_TEMPLATES = "uuid,dist,type,name"
+
+
+def _base(name: str, heading: str, width: int, of: str | None = None) -> Field[Entry]:
+    return Field(name, heading, width, BASE[of or name].value)
+
+
+def _nproc(entry: Entry) -> Value:
+    return entry.usage("numproc")
+
+
+FIELDS: dict[str, Field[Entry]] = {
+    field.name: field
+    for field in (
+        Field[Entry](
+            "uuid", "UUID", -39, lambda e: "{" + e.record.uuid + "}" if e.record.uuid else None
+        ),
+        _base("envid", "ENVID", -10, "ctid"),
+        _base("ctid", "CTID", -10),
+        _base("home", "HOME", -32, "private"),
+        Field[Entry]("type", "T", -2, lambda e: "CT"),
+        Field[Entry]("name", "NAME", -32, lambda e: e.record.label),
+        _base("status", "STATUS", -12),
+        Field[Entry]("dist", "DIST", -15, lambda e: e.config.get("DISTRIBUTION") or ostemplate(e)),
+        Field[Entry]("owner", "OWNER", -32, lambda e: "root"),
+        _base("description", "DESCRIPTION", -32),
+        Field[Entry]("numproc", "NPROC", 9, _nproc),
+        _base("ip", "IP_ADDR", -15),
+        _base("ip_configured", "IP_ADDR", -15, "ip"),
+        _base("hostname", "HOSTNAME", -32),
+        _base("netif", "NETIF", -16),
+        _base("mac", "MAC", -36),
+        _base("ostemplate", "OSTEMPLATE", -24),
+        _base("features", "FEATURES", -15),
+        _base("location", "LOCATION", -32, "private"),
+        _base("iolimit", "IOLIMIT", -10),
+        _base("netdev", "NETDEV", -16, "host_ifname"),
+        _base("ha_enable", "HA_ENABLE", -9),
+        _base("ha_prio", "HA_PRIO", -7),
+        _base("uptime", "UPTIME", -15),
+    )
+}
+
+
+def list_(context: Context, args: argparse.Namespace) -> int:
+    """Print the environments, running ones unless told otherwise."""
+    if args.list_fields:
+        print_fields(FIELDS)
+        return 0
+    if args.output:
+        names = args.output
+    elif args.template:
+        names = _DEFAULT_TEMPLATES
+    else:
+        names = _DEFAULT_LONG if args.long else _DEFAULT
+    chosen = choose(FIELDS, names, unknown="The {} field name is unknown.")
+    rows = [] if args.template or args.vmtype == "vm" else entries(context)
+    if args.ident:
+        wanted = registry.find(context.paths, args.ident)
+        rows = [row for row in rows if row.ctid == wanted.ctid]
+    elif not args.all:
+        rows = [row for row in rows if row.status.running]
+    if args.name_pattern:
+        rows = [r for r in rows if fnmatch.fnmatchcase(r.record.label, args.name_pattern)]
+    key = args.sort or "name"
+    field = choose(FIELDS, key.lstrip("-"), unknown="The {} field name is unknown.")[0]
+    rows = sort(rows, field, descending=key.startswith("-"))
+    if args.json:
+        print_json(rows, chosen if args.output else list(FIELDS.values()))
+    else:
+        print_table(rows, chosen, heading=not args.no_header)
+    return 0
+
+
+VERBS: tuple[Verb, ...] = (
+    Verb(
+        "list",
+        "list containers and virtual machines",
+        list_,
+        (
+            option("ident", help="only this one", nargs="?", metavar="ID"),
+            option("-a", "--all", help="also those that do not run", action="store_true"),
+            option("-n", "--long", help="also UUIDs and types", action="store_true"),
+            option("-H", "--no-header", help="print no headings", action="store_true"),
+            JSON,
+            option("-o", "--output", help="show these fields", metavar="FIELD[,FIELD…]"),
+            option(
+                "-s",
+                "--sort",
+                help="sort by a field; '-' before it: descending",
+                metavar="[-]FIELD",
+            ),
+            option(
+                "-N",
+                "--name_filter",
+                dest="name_pattern",
+                help="only matching names",
+                metavar="PATTERN",
+            ),
+            option("-t", "--template", help="list templates of machines", action="store_true"),
+            option("--vmtype", help="only this kind", choices=("ct", "vm", "all"), default="all"),
+            option(
+                "-L", "--fields", dest="list_fields", help="list the fields", action="store_true"
+            ),
+        ),
+        changes=False,
+    ),
+)

@@ -1,0 +1,25 @@
+"""vzctl: containers under the commands that OpenVZ's administrators know."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tools._command import Program
+from tools._command import main as run_program
+from tools.verbs_container import VERBS
+
+PROGRAM = Program(
+    "vzctl",
+    "Create, run and change containers.",
+    verbs=VERBS,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run vzctl; return its exit status."""
+    return run_program(PROGRAM, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
