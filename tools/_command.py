@@ -62,7 +62,8 @@ class Verb:
     name: str
     help: str
     run: Run | str
-    options: tuple[Option, ...] = ()
+    #: The options, or what makes them when the verb is used (long tables of settings).
+    options: tuple[Option, ...] | Callable[[], tuple[Option, ...]] = ()
     aliases: tuple[str, ...] = ()
     changes: bool = True
     #: Everything after the fixed options goes to ``args.rest`` unparsed (commands to execute).
@@ -72,6 +73,10 @@ class Verb:
     def function(self) -> Run:
         """Return what runs the verb, importing its module now."""
         return resolve(self.run)
+
+    def rows(self) -> tuple[Option, ...]:
+        """Return its options."""
+        return self.options() if callable(self.options) else self.options
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,7 @@ def verb_parser(program: Program, verb: Verb) -> argparse.ArgumentParser:
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add(parser, verb.options)
+    _add(parser, verb.rows())
     if verb.rest:
         parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runtime import locks, registry
 from runtime.errors import CommandFailed, InvalidOption, StartDisabled
 from tools import environments, lifecycle
-from tools._command import JSON, Context, Verb, option
+from tools._command import JSON, Context, Option, Verb, option
 from tools._settings import set_container, setting_options, settings_given
 
 if TYPE_CHECKING:
@@ -227,23 +227,34 @@ _FORCE = option("--force", help="also when starting is disabled", action="store_
 _FAST = option("--fast", help="kill instead of halting", action="store_true")
 _REST = "COMMAND…  is run by the container's shell; '-' reads it from standard input."
 
+
+def _create_options() -> tuple[Option, ...]:
+    return (
+        _NEW_ID,
+        option("--ostemplate", help="OS template (vzpkg list -O)", metavar="NAME"),
+        option("--pkgset", help="same as --ostemplate", dest="ostemplate", metavar="NAME"),
+        option("--config", help="configuration sample", metavar="SAMPLE"),
+        option("--private", help="private area", metavar="DIR"),
+        option("--ve-root", "--root-dir", help="mount point", dest="ve_root", metavar="DIR"),
+        option("--force", help="also with little free space", action="store_true"),
+        option(
+            "--skip_app_templates", help="install no application templates", action="store_true"
+        ),
+        option("--vmtype", help="kind of environment", choices=("ct", "vm"), default="ct"),
+        *setting_options(("name", "hostname", "description", "ipadd", "onboot", "nameserver")),
+    )
+
+
+def _set_options() -> tuple[Option, ...]:
+    return (ID, *setting_options())
+
+
 VERBS: tuple[Verb, ...] = (
     Verb(
         "create",
         "create a container from an OS template",
         create,
-        (
-            _NEW_ID,
-            option("--ostemplate", help="OS template (vzpkg list -O)", metavar="NAME"),
-            option("--pkgset", help="same as --ostemplate", dest="ostemplate", metavar="NAME"),
-            option("--config", help="configuration sample", metavar="SAMPLE"),
-            option("--private", help="private area", metavar="DIR"),
-            option("--ve-root", "--root-dir", help="mount point", dest="ve_root", metavar="DIR"),
-            option("--force", help="also with little free space", action="store_true"),
-            option("--skip_app_templates", help="install no application templates", action="store_true"),
-            option("--vmtype", help="kind of environment", choices=("ct", "vm"), default="ct"),
-            *setting_options(("name", "hostname", "description", "ipadd", "onboot", "nameserver")),
-        ),
+        _create_options,
     ),
     Verb("start", "start a container", start, (ID, _WAIT, _FORCE,
          option("--skip-fsck", help="accepted; nothing is checked at start", action="store_true"))),
@@ -256,7 +267,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("umount", "unmount a container's private area", umount, (ID,), aliases=("unmount",)),
     Verb("destroy", "destroy a stopped container", destroy, (ID,
          option("--force", help="kill it first if it runs", action="store_true")), aliases=("delete",)),
-    Verb("set", "change settings of a container", set_verb, (ID, *setting_options())),
+    Verb("set", "change settings of a container", set_verb, _set_options),
     Verb("exec", "run a command inside", exec_, (ID,), rest=True, description=_REST, changes=False),
     Verb("exec2", "run a command inside, return its status", exec2, (ID,), rest=True,
          description=_REST, changes=False),
