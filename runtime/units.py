@@ -20,7 +20,7 @@ UNLIMITED = 2**63 - 1
 UNLIMITED_32 = 2**31 - 1
 
 _SUFFIX = {"t": 1 << 40, "g": 1 << 30, "m": 1 << 20, "k": 1 << 10, "p": PAGE, "b": 1}
-_AMOUNT = re.compile(r"(\d+)(?:\.(\d+))?([tTgGmMkKpPbB]?)")
+_AMOUNT = re.compile(r"([0-9]+)(?:\.([0-9]+))?([tTgGmMkKpPbB]?)")
 _PERIOD = {
     "h": 3600,
     "d": 86400,
@@ -115,10 +115,10 @@ def duration(text: str) -> int:
     Raises InvalidValue.
     """
     word = text.strip()
-    match = re.fullmatch(r"(\d+)([hdwmyHDWMY])", word)
+    match = re.fullmatch(r"([0-9]+)([hdwmyHDWMY])", word)
     if match:
         return int(match[1]) * _PERIOD[match[2].lower()]
-    if not re.fullmatch(r"\d+(:\d+){0,3}", word):
+    if not re.fullmatch(r"[0-9]+(:[0-9]+){0,3}", word):
         raise InvalidValue(
             f"not a time: {text!r}",
             hint="write seconds, [[[dd:]hh:]mm:]ss, or a number and h d w m y",
