@@ -287,5 +287,19 @@ def _environment() -> dict[str, str]:
     return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": base}
 
 
+def stop(paths: Paths) -> None:
+    """End the service of the system at ``paths``; one that does not run is success."""
+    try:
+        connection = unixsocket.connect(paths.socket("service"))
+    except OSError:
+        return
+    with connection:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    os.kill(struct.unpack("iII", credentials)[0], signal.SIGTERM)
+
+
 if __name__ == "__main__":
-    sys.exit(serve(Paths.from_environment(sys.argv[1] if len(sys.argv) > 1 else None)))
+    if sys.argv[1:2] == ["--stop"]:
+        stop(Paths.from_environment(*sys.argv[2:3]))
+    else:
+        sys.exit(serve(Paths.from_environment(*sys.argv[1:2])))
