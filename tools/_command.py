@@ -239,6 +239,35 @@ def program_parser(program: Program) -> argparse.ArgumentParser:
     return parser
 
 
+def full_parser(program: Program) -> argparse.ArgumentParser:
+    """Return one parser with every verb: what manual pages and completions are made from."""
+    if not program.verbs:
+        return program_parser(program)
+    parser = _Parser(
+        prog=program.name,
+        description=program.description or program.help,
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{program.name} {VERSION}")
+    _add(parser, GLOBAL_OPTIONS)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    seen: set[str] = set()
+    for verb in program.verbs:
+        if verb.name in seen:
+            continue
+        seen.add(verb.name)
+        child = verbs.add_parser(
+            verb.name,
+            aliases=verb.aliases,
+            help=verb.help,
+            description=verb.description or verb.help,
+            add_help=False,
+        )
+        _add(child, verb.rows())
+    return parser
+
+
 def _add(parser: argparse.ArgumentParser, rows: tuple[Option, ...]) -> None:
     """Add ``rows`` and --help; -h is help too where the command does not use it otherwise."""
     taken = {flag for row in rows for flag in row.flags}

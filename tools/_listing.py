@@ -16,7 +16,7 @@ Entry = TypeVar("Entry")
 Value = str | int | float | bool | list[str] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Field(Generic[Entry]):
     """One column: its name, heading, width (negative: left-aligned) and how it is obtained.
 
