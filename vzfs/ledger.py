@@ -1,0 +1,731 @@
+"""The ledger of one area while it is served: every block and inode, checked before it is taken.
+
+The first level is the container, the second its users and groups. Counters live in the mapped
+quota file (``quotafile``), so that neither killing the server nor killing a command loses a
+thing; here are the limits in the form the hot path needs: one comparison per counter.
+
+Blocks are those of st_blocks, 512 bytes. The server calls, for one operation,
+
+    reserve / release / transfer …   (the charge)
+    the operation itself
+    commit()                         (the end; dying in between makes the next server scan)
+
+An operation that failed gives back what it reserved before ``commit``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from vzfs import quotafile
+from vzfs.quotafile import (
+    ENDLESS,
+    F_ATTACHED,
+    F_DIRTY,
+    F_ON,
+    F_UGID,
+    GROUP,
+    R_BANKS,
+    R_BLOCKS,
+    R_BTIME,
+    R_CHANGED,
+    R_INODES,
+    R_ITIME,
+    R_SELECT,
+    R_VALID,
+    USER,
+    W_BLOCKS,
+    W_BTIME,
+    W_BUSY,
+    W_DRIFT,
+    W_EXCEEDED,
+    W_FLAGS,
+    W_GENERATION,
+    W_INODES,
+    W_ITIME,
+    W_OBJECTS,
+    W_SCAN_US,
+    W_SCANNED,
+    W_SERVER,
+    W_TRANSPORT,
+    Limits,
+    QuotaFile,
+    Record,
+)
+from vzfs.quotascan import Scan, scan
+
+#: Below this much free (blocks of 512 bytes: 64 MiB), writes go through the server.
+NEAR_BLOCKS = 131072
+#: How long a new server waits for one that is just dying to let go of the file.
+_TAKE_OVER_S = 5.0
+
+
+class Space(NamedTuple):
+    """What statfs(2) answers: sizes in units of ``frsize`` bytes, files in inodes."""
+
+    bsize: int
+    frsize: int
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    favail: int
+
+
+class Account:
+    """A container, user or group: where its counters are, and where they must stop.
+
+    ``block_stop`` and ``inode_stop`` are the values up to which nothing has to be considered: the
+    soft limit while usage is below it, and -1 above it, where grace ends by the clock.
+    """
+
+    __slots__ = (
+        "block_expire",
+        "block_hard",
+        "block_soft",
+        "block_stop",
+        "blocks",
+        "btime",
+        "ident",
+        "inode_expire",
+        "inode_hard",
+        "inode_soft",
+        "inode_stop",
+        "inodes",
+        "itime",
+        "kind",
+        "words",
+    )
+
+    def __init__(self, words: memoryview, blocks: int, inodes: int, btime: int, itime: int) -> None:
+        """Describe counters at the given indices of ``words``, without limits."""
+        self.words = words
+        self.blocks, self.inodes, self.btime, self.itime = blocks, inodes, btime, itime
+        self.kind, self.ident = -1, 0
+        self.block_soft = self.block_hard = self.block_stop = ENDLESS
+        self.inode_soft = self.inode_hard = self.inode_stop = ENDLESS
+        self.block_expire = self.inode_expire = 0
+
+    def limit(self, soft: int, hard: int, inode_soft: int, inode_hard: int, changed: int) -> None:
+        """Set limits (KiB and inodes, 0 for none); a grace that becomes due began at ``changed``."""
+        self.block_soft, self.block_hard = _blocks(soft), _blocks(hard)
+        self.inode_soft, self.inode_hard = inode_soft or ENDLESS, inode_hard or ENDLESS
+        now = int(time.time())
+        began = changed if 0 < changed <= now else now
+        words = self.words
+        if words[self.blocks] <= self.block_soft:
+            words[self.btime] = 0
+        elif not words[self.btime]:
+            words[self.btime] = began + self.block_expire
+        if words[self.inodes] <= self.inode_soft:
+            words[self.itime] = 0
+        elif not words[self.itime]:
+            words[self.itime] = began + self.inode_expire
+        self.recompute()
+
+    def recompute(self) -> None:
+        """Set the stops from the limits and from whether a grace period runs."""
+        words = self.words
+        self.block_stop = -1 if words[self.btime] else min(self.block_soft, self.block_hard)
+        self.inode_stop = -1 if words[self.itime] else min(self.inode_soft, self.inode_hard)
+
+    def judge(self, blocks: int, inodes: int) -> tuple[int, int]:
+        """Judge usage rising to ``blocks`` and ``inodes`` (-1: not rising).
+
+        Returns the ends of grace to record once everybody agreed; raises OSError (EDQUOT).
+        """
+        words = self.words
+        btime, itime = words[self.btime], words[self.itime]
+        if blocks > self.block_soft or blocks > self.block_hard:
+            btime = _grace(blocks, self.block_soft, self.block_hard, btime, self.block_expire)
+        if inodes > self.inode_soft or inodes > self.inode_hard:
+            itime = _grace(inodes, self.inode_soft, self.inode_hard, itime, self.inode_expire)
+        return btime, itime
+
+    def begin(self, btime: int, itime: int) -> None:
+        """Record the ends of grace which ``judge`` returned."""
+        words = self.words
+        if words[self.btime] != btime or words[self.itime] != itime:
+            words[self.btime], words[self.itime] = btime, itime
+            self.recompute()
+
+    def fallen(self) -> None:
+        """Usage fell: a grace period ends when it is back below the soft limit."""
+        words = self.words
+        if words[self.btime] and words[self.blocks] <= self.block_soft:
+            words[self.btime] = 0
+            self.recompute()
+        if words[self.itime] and words[self.inodes] <= self.inode_soft:
+            words[self.itime] = 0
+            self.recompute()
+
+    def block_ceiling(self, now: float) -> int:
+        """Return up to where blocks may rise at ``now``."""
+        end = self.words[self.btime]
+        if self.block_soft < self.block_hard and (now >= end if end else not self.block_expire):
+            return self.block_soft
+        return self.block_hard
+
+
+def _blocks(size_kib: int) -> int:
+    return min(size_kib * 2, ENDLESS) if size_kib else ENDLESS
+
+
+def _grace(value: int, soft: int, hard: int, end: int, expire: int) -> int:
+    """Return when the grace of ``value`` ends; raises OSError (EDQUOT) when it has none."""
+    if value > hard:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    if value <= soft:
+        return end
+    now = time.time()
+    if end:
+        if now >= end:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return end
+    if not expire:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    return int(now) + expire
+
+
+class Ledger:
+    """The accounts of one served area. One thread only."""
+
+    __slots__ = (
+        "_area",
+        "_generation",
+        "_groups",
+        "_held",
+        "_limits",
+        "_live",
+        "_pending",
+        "_records",
+        "_users",
+        "enforced",
+        "file",
+        "whole",
+    )
+
+    def __init__(self, file: QuotaFile) -> None:
+        """Keep the books in ``file``, whose server lock is held; see ``attach``."""
+        self.file = file
+        self._live = file.live
+        #: The container.
+        self.whole = Account(file.live, W_BLOCKS, W_INODES, W_BTIME, W_ITIME)
+        self._users: dict[int, Account] | None = None
+        self._groups: dict[int, Account] = {}
+        self._held = 0
+        self._generation = -1
+        self._limits = Limits()
+        #: Whether limits bind (``vzquota off`` on a served area leaves the accounting on).
+        self.enforced = False
+        self._area = file.area
+        self._records: list[tuple[memoryview, int]] = []
+        #: Accounts which have no record in the file yet.
+        self._pending: list[memoryview] = []
+        if file.flags & F_UGID:
+            self._users = {}
+        self._reload()
+
+    @classmethod
+    def attach(
+        cls, path: Path, *, area: Path | None = None, resume: bool = False, transport: int = 0
+    ) -> Ledger:
+        """Become the server of the quota file ``path``, scanning the area if it must be.
+
+        ``resume`` takes over from a server that died while the area stayed mounted: open charges
+        are kept (``charges()``), and quota that was turned off stays off. Otherwise quota is turned
+        on. Raises FileNotFoundError, QuotaFileError, OSError (EBUSY: another server lives).
+        """
+        file = QuotaFile.open(path)
+        try:
+            deadline = time.monotonic() + _TAKE_OVER_S
+            while not file.take_server_lock():
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EBUSY, "another server keeps these accounts", str(path))
+                time.sleep(0.005)
+            with file.edit():
+                if area is not None and file.area != str(area):
+                    file.set_area(str(area))
+                    file.set_flags(on=F_DIRTY)
+                _recover(file, resume=resume)
+                if not resume or not file.same_boot:
+                    file.turn_on()
+                file.live[W_SERVER] = os.getpid()
+                file.live[W_TRANSPORT] = transport
+                file.set_flags(on=F_ATTACHED)
+                # Durable before anything is counted: a crash from here on is noticed.
+                file.sync()
+                return cls(file)
+        except BaseException:
+            file.close()
+            raise
+
+    def detach(self) -> None:
+        """Stop: everything is written back, the quota is off and not dirty. Nothing may be open."""
+        file = self.file
+        with file.edit():
+            file.live[W_BUSY] = 0
+            file.set_flags(off=F_ON | F_ATTACHED)
+            file.seal()
+        self._live = self.whole.words = memoryview(bytearray(quotafile.CHUNK)).cast("q")
+        self._users = None
+        self._groups = {}
+        self._records = []
+        file.close()
+
+    # the hot path
+
+    def reserve(self, uid: int, gid: int, blocks: int, inodes: int) -> None:
+        """Take ``blocks`` and ``inodes`` (neither negative) for an owner.
+
+        Raises OSError (EDQUOT) when a hard limit, or a soft one after its grace, would be passed,
+        or when the owner is one more than are accounted; then nothing is taken.
+        """
+        live = self._live
+        if live[W_GENERATION] != self._generation:
+            self._reload()
+        live[W_BUSY] = 1
+        whole = self.whole
+        used = live[W_BLOCKS] + blocks
+        count = live[W_INODES] + inodes
+        users = self._users
+        if users is None:
+            if used > whole.block_stop or count > whole.inode_stop:
+                whole.begin(*whole.judge(used if blocks else -1, count if inodes else -1))
+            live[W_BLOCKS] = used
+            live[W_INODES] = count
+            return
+        user = users.get(uid) or self._account(USER, uid)
+        group = self._groups.get(gid) or self._account(GROUP, gid)
+        words = user.words
+        user_used = words[user.blocks] + blocks
+        user_count = words[user.inodes] + inodes
+        words = group.words
+        group_used = words[group.blocks] + blocks
+        group_count = words[group.inodes] + inodes
+        if (
+            used > whole.block_stop
+            or count > whole.inode_stop
+            or user_used > user.block_stop
+            or user_count > user.inode_stop
+            or group_used > group.block_stop
+            or group_count > group.inode_stop
+        ):
+            self._judge_all(user, group, blocks, inodes)
+        live[W_BLOCKS] = used
+        live[W_INODES] = count
+        words[group.blocks] = group_used
+        words[group.inodes] = group_count
+        words = user.words
+        words[user.blocks] = user_used
+        words[user.inodes] = user_count
+
+    def release(self, uid: int, gid: int, blocks: int, inodes: int) -> None:
+        """Give back ``blocks`` and ``inodes`` (neither negative) of an owner; never fails."""
+        live = self._live
+        if live[W_GENERATION] != self._generation:
+            self._reload()
+        live[W_BUSY] = 1
+        self._give_back(self.whole, blocks, inodes)
+        users = self._users
+        if users is not None:
+            user = users.get(uid) or self._account(USER, uid, refuse=False)
+            self._give_back(user, blocks, inodes)
+            group = self._groups.get(gid) or self._account(GROUP, gid, refuse=False)
+            self._give_back(group, blocks, inodes)
+
+    def charge(self, uid: int, gid: int, blocks: int, inodes: int) -> None:
+        """Record what was taken already (or negative: given back); no limit stops it."""
+        if blocks < 0 or inodes < 0:
+            self.release(uid, gid, max(-blocks, 0), max(-inodes, 0))
+            if blocks <= 0 and inodes <= 0:
+                return
+            blocks, inodes = max(blocks, 0), max(inodes, 0)
+        live = self._live
+        if live[W_GENERATION] != self._generation:
+            self._reload()
+        live[W_BUSY] = 1
+        accounts = [self.whole]
+        users = self._users
+        if users is not None:
+            accounts.append(users.get(uid) or self._account(USER, uid, refuse=False))
+            accounts.append(self._groups.get(gid) or self._account(GROUP, gid, refuse=False))
+        for account in accounts:
+            self._take(account, blocks, inodes)
+
+    def transfer(
+        self, old_uid: int, old_gid: int, new_uid: int, new_gid: int, blocks: int, inodes: int
+    ) -> None:
+        """Move what an inode uses to new owners; raises OSError (EDQUOT), then nothing moved."""
+        users = self._users
+        live = self._live
+        if live[W_GENERATION] != self._generation:
+            self._reload()
+        live[W_BUSY] = 1
+        if users is None:
+            return
+        moves: list[tuple[Account, Account]] = []
+        if new_uid != old_uid:
+            old = users.get(old_uid) or self._account(USER, old_uid, refuse=False)
+            moves.append((old, users.get(new_uid) or self._account(USER, new_uid)))
+        if new_gid != old_gid:
+            old = self._groups.get(old_gid) or self._account(GROUP, old_gid, refuse=False)
+            moves.append((old, self._groups.get(new_gid) or self._account(GROUP, new_gid)))
+        graces = []
+        for _, new in moves:
+            used, count = new.words[new.blocks] + blocks, new.words[new.inodes] + inodes
+            graces.append(new.judge(used if blocks else -1, count if inodes else -1))
+        for (old, new), ends in zip(moves, graces, strict=True):
+            new.begin(*ends)
+            new.words[new.blocks] += blocks
+            new.words[new.inodes] += inodes
+            self._give_back(old, blocks, inodes)
+
+    def commit(self) -> None:
+        """The operation that was charged has ended, well or given back."""
+        self._live[W_BUSY] = self._held
+
+    def hold(self) -> None:
+        """An operation goes on beyond this request (a copy in a thread): until ``unhold``."""
+        self._held |= 1
+        self._live[W_BUSY] = self._held
+
+    def unhold(self) -> None:
+        """The last operation that was held has ended."""
+        self._held &= ~1
+
+    # judging
+
+    def headroom(self, uid: int, gid: int) -> int:
+        """Return how many blocks of 512 bytes this owner may still take."""
+        if self._live[W_GENERATION] != self._generation:
+            self._reload()
+        now = time.time()
+        return min(
+            (account.block_ceiling(now) - account.words[account.blocks])
+            for account in self.accounts(uid, gid)
+        )
+
+    def accounts(self, uid: int, gid: int) -> list[Account]:
+        """Return the accounts which an owner's files count in."""
+        users = self._users
+        if users is None:
+            return [self.whole]
+        found = (users.get(uid), self._groups.get(gid))
+        return [self.whole, *(account for account in found if account is not None)]
+
+    def near_limit(self, uid: int, gid: int) -> bool:
+        """Whether writes of this owner must pass through the server to be stopped in time."""
+        return self.headroom(uid, gid) < NEAR_BLOCKS
+
+    @property
+    def limited(self) -> bool:
+        """Whether any limit on blocks is in force."""
+        if self._live[W_GENERATION] != self._generation:
+            self._reload()
+        accounts = [self.whole, *(self._users or {}).values(), *self._groups.values()]
+        return any(
+            account.block_hard < ENDLESS or account.block_soft < ENDLESS for account in accounts
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the container as last read."""
+        if self._live[W_GENERATION] != self._generation:
+            self._reload()
+        return self._limits
+
+    @property
+    def ugid_active(self) -> bool:
+        """Whether users and groups are accounted."""
+        return self._users is not None
+
+    def statfs(self, real: os.statvfs_result) -> Space:
+        """Return what ``df`` shows inside: the soft limit as the size, the usage as what is used.
+
+        What is available is also bounded by what the disk really has.
+        """
+        if self._live[W_GENERATION] != self._generation:
+            self._reload()
+        live, whole = self._live, self.whole
+        size = whole.block_soft if whole.block_soft < ENDLESS else whole.block_hard
+        if size >= ENDLESS:
+            bsize, frsize = real.f_bsize, real.f_frsize
+            blocks, bfree, bavail = real.f_blocks, real.f_bfree, real.f_bavail
+        else:
+            # In KiB, so that the limit shows to the digit whatever the disk's block size is.
+            bsize = frsize = 1024
+            blocks = size // 2
+            bfree = max(0, blocks - quotafile.kib(live[W_BLOCKS]))
+            bavail = min(bfree, real.f_bavail * real.f_frsize // 1024)
+        files, ffree, favail = real.f_files, real.f_ffree, real.f_favail
+        most = whole.inode_soft if whole.inode_soft < ENDLESS else whole.inode_hard
+        if most < ENDLESS:
+            files = most
+            ffree = max(0, most - live[W_INODES])
+            # A file system without a fixed number of inodes (btrfs) says 0.
+            favail = min(ffree, real.f_favail) if real.f_files else ffree
+        return Space(bsize, frsize, blocks, bfree, bavail, files, ffree, favail)
+
+    # inside
+
+    def _judge_all(self, user: Account, group: Account, blocks: int, inodes: int) -> None:
+        accounts = (self.whole, user, group)
+        ends = []
+        for account in accounts:
+            words = account.words
+            ends.append(
+                account.judge(
+                    words[account.blocks] + blocks if blocks else -1,
+                    words[account.inodes] + inodes if inodes else -1,
+                )
+            )
+        for account, (btime, itime) in zip(accounts, ends, strict=True):
+            account.begin(btime, itime)
+
+    def _take(self, account: Account, blocks: int, inodes: int) -> None:
+        words = account.words
+        words[account.blocks] += blocks
+        words[account.inodes] += inodes
+        now = int(time.time())
+        btime, itime = words[account.btime], words[account.itime]
+        if words[account.blocks] > account.block_soft and not btime:
+            btime = now + account.block_expire
+        if words[account.inodes] > account.inode_soft and not itime:
+            itime = now + account.inode_expire
+        account.begin(btime, itime)
+
+    def _give_back(self, account: Account, blocks: int, inodes: int) -> None:
+        words = account.words
+        used = words[account.blocks] - blocks
+        count = words[account.inodes] - inodes
+        if used < 0 or count < 0:
+            # More than was ever charged: say so, and let the next start count afresh.
+            self._live[W_DRIFT] += 1
+            used, count = max(used, 0), max(count, 0)
+        words[account.blocks] = used
+        words[account.inodes] = count
+        if account.block_stop < 0 or account.inode_stop < 0:
+            account.fallen()
+
+    def _reload(self) -> None:
+        """Read the limits again: they changed, or this is the start."""
+        file, live = self.file, self._live
+        self._generation = live[W_GENERATION]
+        self._limits = limits = file.limits()
+        self.enforced = bool(live[W_FLAGS] & F_ON)
+        whole = self.whole
+        whole.block_expire, whole.inode_expire = limits.block_expire, limits.inode_expire
+        if self.enforced:
+            whole.limit(
+                limits.block_soft,
+                limits.block_hard,
+                limits.inode_soft,
+                limits.inode_hard,
+                limits.changed,
+            )
+        else:
+            whole.limit(0, 0, 0, 0, 0)
+        if self._users is None:
+            return
+        file.refresh()
+        self._users, self._groups, self._records = {}, {}, []
+        for words, at in file.record_places():
+            if words[at] & R_VALID:
+                self._adopt(words, at)
+        for words in self._pending:
+            self._adopt(words, 0)
+
+    def _adopt(self, words: memoryview, at: int) -> Account:
+        key = words[at]
+        kind, ident = key >> 32 & 1, key & 0xFFFFFFFF
+        account = Account(words, at + R_BLOCKS, at + R_INODES, at + R_BTIME, at + R_ITIME)
+        account.kind, account.ident = kind, ident
+        limits = self._limits
+        if kind == USER:
+            account.block_expire = limits.user_block_expire
+            account.inode_expire = limits.user_inode_expire
+        else:
+            account.block_expire = limits.group_block_expire
+            account.inode_expire = limits.group_inode_expire
+        if self.enforced:
+            bank = at + R_BANKS[words[at + R_SELECT] & 1]
+            account.limit(*words[bank : bank + 4], words[at + R_CHANGED])
+        else:
+            account.limit(0, 0, 0, 0, 0)
+        assert self._users is not None
+        (self._users if kind == USER else self._groups)[ident] = account
+        self._records.append((words, at))
+        return account
+
+    def _account(self, kind: int, ident: int, *, refuse: bool = True) -> Account:
+        """Return the account of a user or group met for the first time.
+
+        With ``refuse``, raises OSError (EDQUOT) when as many as are allowed exist already. If the
+        record cannot be placed now (a command holds the lock, the disk is full) the account is kept
+        in memory and placed later; dying before that makes the next server scan.
+        """
+        assert self._users is not None
+        if len(self._users) + len(self._groups) >= self._limits.ugid_limit:
+            self._reclaim()
+        if refuse and len(self._users) + len(self._groups) >= self._limits.ugid_limit:
+            self._live[W_EXCEEDED] = 1
+            raise OSError(errno.EDQUOT, "too many users and groups own files here")
+        if self.file.try_edit():
+            try:
+                words, at = self.file.place(kind, ident)
+            except OSError:
+                pass
+            else:
+                return self._adopt(words, at)
+            finally:
+                self.file.end_edit()
+        words = memoryview(bytearray(quotafile.RECORD_WORDS * 8)).cast("q")
+        words[0] = quotafile.record_key(kind, ident)
+        self._pending.append(words)
+        self._held |= 2
+        return self._adopt(words, 0)
+
+    def place_pending(self) -> bool:
+        """Give records to accounts that have none yet; True when none is left. Call now and then."""
+        if not self._pending:
+            return True
+        if not self.file.try_edit():
+            return False
+        try:
+            while self._pending:
+                words = self._pending[-1]
+                key = words[0]
+                real, at = self.file.place(key >> 32 & 1, key & 0xFFFFFFFF)
+                for offset in (R_BLOCKS, R_INODES, R_BTIME, R_ITIME):
+                    real[at + offset] = words[offset]
+                self._pending.pop()
+        except OSError:
+            return False
+        finally:
+            self.file.end_edit()
+            # Whoever got a record is to be counted there from now on.
+            self._generation = -1
+        self._held &= ~2
+        return True
+
+    def _reclaim(self) -> None:
+        """Free the records of owners who have neither files nor limits."""
+        if not self.file.try_edit():
+            return
+        assert self._users is not None
+        try:
+            kept = []
+            for words, at in self._records:
+                bank = at + R_BANKS[words[at + R_SELECT] & 1]
+                if words[at + R_BLOCKS] or words[at + R_INODES] or any(words[bank : bank + 4]):
+                    kept.append((words, at))
+                    continue
+                key = words[at]
+                owners = self._groups if key >> 32 & 1 else self._users
+                owners.pop(key & 0xFFFFFFFF, None)
+                words[at] = 0
+                if len(words) > quotafile.RECORD_WORDS:
+                    self._live[W_OBJECTS] -= 1
+                else:
+                    self._pending = [other for other in self._pending if other is not words]
+            self._records = kept
+        finally:
+            self.file.end_edit()
+
+    def set_owner_limits(self, record: Record, timeout_s: float = 1.0) -> None:
+        """Set the limits of a user or group from inside the container.
+
+        Raises OSError: EDQUOT when there are too many, ETIMEDOUT when a command keeps the file.
+        """
+        if self._users is None:
+            raise OSError(errno.ESRCH, "user and group quotas are off")
+        owners = self._users if record.kind == USER else self._groups
+        if record.ident not in owners:
+            self._account(record.kind, record.ident)
+        with self.file.edit(timeout_s):
+            self.file.write_record_limits(record)
+            self.file.announce()
+        self._reload()
+
+
+def _recover(file: QuotaFile, *, resume: bool) -> None:
+    """Make usage right before serving: believe it, settle open charges, or scan. Edit lock."""
+    live = file.live
+    limits = file.limits()
+    opened = any(words[at] for words, at in file.charge_places())
+    must_scan = file.dirty or (limits.ugid_on and not file.flags & F_UGID)
+    if opened and not (resume and file.same_boot and file.flags & F_ATTACHED):
+        # Nothing of what was open is open any more, and it may have grown since it was charged.
+        file.drop_charges()
+        must_scan = True
+    if limits.ugid_on:
+        file.set_flags(on=F_UGID)
+    elif file.flags & F_UGID:
+        file.set_flags(off=F_UGID)
+        file.drop_records(keep_limited=True)
+    if must_scan:
+        rescan(file)
+    live[W_BUSY] = 0
+
+
+def rescan(file: QuotaFile) -> Scan:
+    """Count the area afresh into ``file``. Edit lock; nobody but us may change the area.
+
+    Open charges are brought to what is counted; those of inodes without a name are kept and added.
+    Raises OSError: the file is then still dirty.
+    """
+    live = file.live
+    began = time.monotonic()
+    charges = [(words, at) for words, at in file.charge_places() if words[at]]
+    counted = scan(file.area, {words[at] for words, at in charges})
+    for words, at in charges:
+        inode, flags, owner = (
+            words[at],
+            words[at + quotafile.C_FLAGS],
+            words[at + quotafile.C_OWNER],
+        )
+        if flags & quotafile.C_ORPHAN:
+            blocks = words[at + quotafile.C_BLOCKS]
+            counted.blocks += blocks
+            counted.inodes += 1
+            for owners, ident in (
+                (counted.users, owner >> 32 & 0xFFFFFFFF),
+                (counted.groups, owner & 0xFFFFFFFF),
+            ):
+                entry = owners.setdefault(ident, [0, 0])
+                entry[0] += blocks
+                entry[1] += 1
+        elif inode in counted.found:
+            words[at + quotafile.C_BLOCKS] = counted.found[inode]
+        else:
+            words[at] = 0
+    usage = file.usage()
+    usage.blocks, usage.inodes = counted.blocks, counted.inodes
+    file.write_usage(usage)
+    if file.flags & F_UGID:
+        write_owners(file, counted)
+    live[W_SCANNED] = int(time.time())
+    live[W_SCAN_US] = int((time.monotonic() - began) * 1e6)
+    live[W_DRIFT] = 0
+    live[W_BUSY] = 0
+    file.set_flags(off=F_DIRTY)
+    return counted
+
+
+def write_owners(file: QuotaFile, counted: Scan) -> None:
+    """Write the usage of every user and group. Edit lock.
+
+    All are recorded, even when they are more than ``ugid_limit``: that only refuses new ones.
+    """
+    file.drop_records(keep_limited=True)
+    for kind, owners in ((USER, counted.users), (GROUP, counted.groups)):
+        for ident in sorted(owners):
+            words, at = file.place(kind, ident)
+            words[at + R_BLOCKS], words[at + R_INODES] = owners[ident]
+    file.live[W_EXCEEDED] = int(file.live[W_OBJECTS] > file.limits().ugid_limit)

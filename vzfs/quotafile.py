@@ -1,0 +1,614 @@
+"""The quota file: limits, usage and open charges of one private area, mapped and never lost.
+
+One file per area (``/var/vzquota/quota.<CTID>``), little-endian 64-bit words, in chunks of 64 KiB
+which are mapped shared by the file server and updated in place. A killed server loses nothing: the
+words are in the kernel's page cache, and the next server maps the same ones. Only a crash of the
+machine (another boot id than the one written at start) makes a scan of the area necessary, or a
+server that died between the first and the last step of one operation (``BUSY``).
+
+Who writes what:
+
+- usage, grace ends, charges, new records: the server, holding the *server lock* for its lifetime;
+  without a living server, whoever holds the *edit lock*;
+- limits: whoever holds the edit lock. They are written into the bank that is not selected, then
+  one word (``GENERATION`` for the container, ``SELECT`` of a record) selects it: no reader ever
+  sees half a change. The server compares ``GENERATION`` at every reservation, so a change costs
+  nothing until there is one, and cannot be lost by anybody's death.
+
+Both locks are open-file-description locks (fcntl(2), F_OFD_SETLK): they die with their holder.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MAGIC = int.from_bytes(b"VZFSQUO1", "little")
+VERSION = 1
+CHUNK = 65536
+_WORDS = CHUNK // 8
+#: No limit, where a comparison needs a number (blocks of 512 bytes, inodes).
+ENDLESS = 1 << 62
+
+# Words of the head (the first 4096 bytes of chunk 0).
+W_MAGIC = 0  # "VZFSQUO1"
+W_VERSION = 1  # format version, 1
+W_BOOT = 2  # two words: boot id of the kernel under which the quota was turned on
+W_FLAGS = 4  # F_… below
+W_GENERATION = 5  # counts changes of limits; its lowest bit selects the bank
+W_BUSY = 6  # 1 while an operation is between its charge and its end
+W_BLOCKS = 7  # usage in blocks of 512 bytes (st_blocks)
+W_INODES = 8  # usage in inodes
+W_BTIME = 9  # end of the block grace period (seconds since 1970), 0: below the soft limit
+W_ITIME = 10  # the same for inodes
+W_OBJECTS = 11  # records of users and groups placed
+W_CHUNKS = 12  # chunks of the file
+W_EXCEEDED = 13  # 1 once an owner was refused because all records were taken
+W_SERVER = 14  # process id of the server which attached last
+W_TRANSPORT = 15  # how that server talks to the kernel: 0 unknown, 1 kernel, 2 pyfuse3
+W_DRIFT = 16  # releases of more than was charged (each is a bug; the next start scans)
+W_SCANNED = 17  # when the area was last scanned (seconds since 1970)
+W_SCAN_US = 18  # how long that took, in microseconds
+W_CHECKSUM = 19  # CRC-32 of the whole file (this word 0), valid while F_ON is clear
+BANKS = (32, 64)  # two banks of limits
+PATH = 256  # up to 2047 bytes of path to the area, NUL at the end
+_PATH_BYTES = 2048
+
+# Words of a bank, in the order of ``Limits``.
+BANK_FIELDS = 16
+
+F_ON = 1  # accounting is on (between "on" and "off")
+F_ATTACHED = 2  # a server works on it, or died without having detached
+F_DIRTY = 4  # usage is to be scanned before it is believed
+F_UGID = 8  # users and groups are accounted (their usage is right when that of the container is)
+
+# Records of users and groups: 16 words each, in chunks of their own (kind 2).
+RECORD_WORDS = 16
+R_KEY = 0  # 1<<40 | type<<32 | id; 0: free. type 0 user, 1 group
+R_BLOCKS = 1
+R_INODES = 2
+R_BTIME = 3
+R_ITIME = 4
+R_SELECT = 5  # 0 or 1: which bank holds the limits
+R_BANKS = (6, 10)  # block soft, block hard (KiB), inode soft, inode hard
+R_CHANGED = 14  # when the limits were changed last (seconds since 1970)
+R_VALID = 1 << 40
+
+# Charges: 8 words each, in chunk 0 after the head and in chunks of kind 1. One stands for an
+# inode whose blocks may change without passing through the server: what was charged for it, and a
+# handle by which a later server finds it again.
+CHARGE_WORDS = 8
+C_INODE = 0  # inode number; 0: free
+C_BLOCKS = 1  # blocks charged, in blocks of 512 bytes
+C_OWNER = 2  # uid<<32 | gid to whom they are charged
+C_FLAGS = 3  # C_ORPHAN: it has no name any more, its inode is still charged;
+#              bits 8-15: length of the handle, bits 32-63: type of the handle
+C_HANDLE = 4  # up to 32 bytes of file handle (name_to_handle_at(2))
+C_ORPHAN = 1
+HANDLE_MAX = 32
+
+KIND_CHARGES = 1
+KIND_RECORDS = 2
+_HEAD_WORDS = 512
+
+_LOCK_SERVER = 1 << 40
+_LOCK_EDIT = (1 << 40) + 1
+_FLOCK = struct.Struct("hhqqi4x")
+
+USER = 0
+GROUP = 1
+
+
+class QuotaFileError(OSError):
+    """The quota file cannot be used (not one of ours, damaged, unreadable)."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """Limits of the container; blocks in KiB, times in seconds, 0 meaning no limit."""
+
+    block_soft: int = 0
+    block_hard: int = 0
+    inode_soft: int = 0
+    inode_hard: int = 0
+    #: Grace periods: 0 makes the soft limit a hard one.
+    block_expire: int = 0
+    inode_expire: int = 0
+    #: 1: users and groups are accounted (needs ``ugid_limit`` too).
+    sub_quotas: int = 0
+    #: How many users and groups together are accounted.
+    ugid_limit: int = 0
+    user_block_expire: int = 604800
+    user_inode_expire: int = 604800
+    group_block_expire: int = 604800
+    group_inode_expire: int = 604800
+    #: When the limits were changed (seconds since 1970): where a grace period starts that the
+    #: change itself made necessary.
+    changed: int = 0
+
+    @property
+    def ugid_on(self) -> bool:
+        """Whether users and groups are to be accounted."""
+        return bool(self.sub_quotas and self.ugid_limit)
+
+    def words(self) -> list[int]:
+        """Return the words of a bank."""
+        return [int(getattr(self, name)) for name in _LIMIT_NAMES]
+
+
+_LIMIT_NAMES = tuple(Limits.__dataclass_fields__)
+
+
+@dataclass(slots=True)
+class Usage:
+    """What is used, and since when too much; blocks of 512 bytes."""
+
+    blocks: int = 0
+    inodes: int = 0
+    block_time: int = 0
+    inode_time: int = 0
+
+
+@dataclass(slots=True)
+class Record:
+    """A user or group: usage, and limits in KiB and inodes."""
+
+    kind: int
+    ident: int
+    usage: Usage = field(default_factory=Usage)
+    block_soft: int = 0
+    block_hard: int = 0
+    inode_soft: int = 0
+    inode_hard: int = 0
+    changed: int = 0
+
+    @property
+    def limited(self) -> bool:
+        """Whether any limit is set."""
+        return bool(self.block_soft or self.block_hard or self.inode_soft or self.inode_hard)
+
+
+def boot_words() -> tuple[int, int]:
+    """Return this boot's identity as two words (random(4), boot_id)."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        raw = bytes.fromhex(file.read().strip().replace("-", ""))
+    low, high = struct.unpack("<qq", raw)
+    return low, high
+
+
+def kib(blocks: int) -> int:
+    """Return blocks of 512 bytes as KiB, rounded up as every listing shows them."""
+    return (blocks + 1) // 2
+
+
+class QuotaFile:
+    """An open, mapped quota file. Close it when done; words are reached through ``live``."""
+
+    __slots__ = ("_edit_depth", "_maps", "chunks", "fd", "kinds", "live", "path")
+
+    def __init__(self, fd: int, path: Path) -> None:
+        """Map the open file ``fd``; use ``create`` or ``open``."""
+        self.fd = fd
+        self.path = path
+        self._maps: list[mmap.mmap] = []
+        self._edit_depth = 0
+        #: Every chunk as words; chunk 0 is ``live``.
+        self.chunks: list[memoryview] = []
+        #: What each chunk holds; chunk 0 counts as charges.
+        self.kinds: list[int] = []
+        self._map(0, KIND_CHARGES)
+        self.live = self.chunks[0]
+
+    @classmethod
+    def create(cls, path: Path, area: str, limits: Limits) -> QuotaFile:
+        """Make a new quota file, replacing one that exists; raises OSError.
+
+        It appears under its name complete, or not at all.
+        """
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        raw = os.fsencode(area)
+        if len(raw) >= _PATH_BYTES:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), area)
+        temporary = path.with_name(f".tmp-{path.name}.{os.getpid()}")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            # Allocated, not sparse: a full disk must not kill the server by SIGBUS later.
+            os.posix_fallocate(fd, 0, CHUNK)
+            made = cls(fd, path)
+        except BaseException:
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        live = made.live
+        live[W_VERSION] = VERSION
+        live[W_CHUNKS] = 1
+        live[W_FLAGS] = F_DIRTY
+        made.set_area(area)
+        made.write_limits(limits)
+        live[W_MAGIC] = MAGIC
+        made.seal()
+        os.rename(temporary, path)
+        _sync_directory(path.parent)
+        return made
+
+    @classmethod
+    def open(cls, path: Path) -> QuotaFile:
+        """Open an existing quota file.
+
+        Raises FileNotFoundError, and QuotaFileError when it is not a quota file, is damaged, or
+        is of a newer format. A file whose checksum is wrong although it is off is marked dirty:
+        its limits are kept, its usage is scanned at the next start.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if size < CHUNK or size % CHUNK:
+                raise QuotaFileError(
+                    errno.EINVAL, "not a quota file, or a truncated one", str(path)
+                )
+            head = struct.unpack("<2q", os.pread(fd, 16, 0))
+            if head[0] != MAGIC:
+                raise QuotaFileError(errno.EINVAL, "not a quota file", str(path))
+            if head[1] != VERSION:
+                raise QuotaFileError(
+                    errno.EINVAL, f"a quota file of unknown version {head[1]}", str(path)
+                )
+            opened = cls(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+        try:
+            opened._map_rest(size // CHUNK)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _map(self, number: int, kind: int) -> memoryview:
+        area = mmap.mmap(self.fd, CHUNK, mmap.MAP_SHARED, offset=number * CHUNK)
+        words = memoryview(area).cast("q")
+        self._maps.append(area)
+        self.chunks.append(words)
+        self.kinds.append(kind)
+        return words
+
+    def _map_rest(self, present: int) -> None:
+        # The server may be adding a chunk: only those it has announced count.
+        for number in range(len(self.chunks), min(self.live[W_CHUNKS], present)):
+            words = self._map(number, 0)
+            self.kinds[-1] = words[0]
+
+    def add_chunk(self, kind: int) -> memoryview:
+        """Add a chunk for charges or records; raises OSError (ENOSPC). Server or edit lock."""
+        number = len(self.chunks)
+        os.posix_fallocate(self.fd, number * CHUNK, CHUNK)
+        words = self._map(number, kind)
+        words[0] = kind
+        self.live[W_CHUNKS] = number + 1
+        return words
+
+    def refresh(self) -> None:
+        """Map the chunks which somebody else has added since."""
+        self._map_rest(os.fstat(self.fd).st_size // CHUNK)
+
+    def close(self) -> None:
+        """Unmap and close; the locks held through it are gone."""
+        if self.fd < 0:
+            return
+        for words in self.chunks:
+            words.release()
+        for area in self._maps:
+            area.close()
+        self.chunks.clear()
+        self._maps.clear()
+        os.close(self.fd)
+        self.fd = -1
+
+    def __enter__(self) -> QuotaFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # locks
+
+    def _lock(self, where: int, *, wait: bool) -> bool:
+        request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, where, 1, 0)
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def _unlock(self, where: int) -> None:
+        fcntl.fcntl(
+            self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, where, 1, 0)
+        )
+
+    def take_server_lock(self) -> bool:
+        """Become the server of this file; False when another one lives."""
+        return self._lock(_LOCK_SERVER, wait=False)
+
+    def drop_server_lock(self) -> None:
+        """Stop being the server."""
+        self._unlock(_LOCK_SERVER)
+
+    @property
+    def served(self) -> bool:
+        """Whether a living server (not this description) holds the file."""
+        request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _LOCK_SERVER, 1, 0)
+        answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, request)
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    def try_edit(self) -> bool:
+        """Take the edit lock if it is free (the server must never wait for a command)."""
+        return self._lock(_LOCK_EDIT, wait=False)
+
+    def end_edit(self) -> None:
+        """Give the edit lock back."""
+        self._unlock(_LOCK_EDIT)
+
+    @contextmanager
+    def edit(self, timeout_s: float = 10.0) -> Iterator[None]:
+        """Hold the edit lock; raises TimeoutError (ETIMEDOUT) when somebody keeps it."""
+        if self._edit_depth:
+            self._edit_depth += 1
+            try:
+                yield
+            finally:
+                self._edit_depth -= 1
+            return
+        deadline = time.monotonic() + timeout_s
+        while not self.try_edit():
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "the quota file is locked", str(self.path))
+            time.sleep(0.01)
+        self._edit_depth = 1
+        try:
+            yield
+        finally:
+            self._edit_depth = 0
+            self.end_edit()
+
+    # head
+
+    @property
+    def flags(self) -> int:
+        """Return the flag word."""
+        return self.live[W_FLAGS]
+
+    def set_flags(self, on: int = 0, off: int = 0) -> None:
+        """Set and clear flags."""
+        self.live[W_FLAGS] = (self.live[W_FLAGS] | on) & ~off
+
+    @property
+    def same_boot(self) -> bool:
+        """Whether the quota was turned on under the running kernel."""
+        low, high = boot_words()
+        return self.live[W_BOOT] == low and self.live[W_BOOT + 1] == high
+
+    @property
+    def running(self) -> bool:
+        """Whether accounting is on, now."""
+        return bool(self.flags & F_ON) and self.same_boot
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the usage must be scanned before it can be believed (nobody serving it)."""
+        flags = self.flags
+        if flags & F_DIRTY or self.live[W_DRIFT]:
+            return True
+        if flags & (F_ON | F_ATTACHED):
+            # Words outlive a killed server, not a crashed kernel; a server that died within an
+            # operation leaves them one step off.
+            return not self.same_boot or bool(self.live[W_BUSY])
+        return self.live[W_CHECKSUM] != self.checksum()
+
+    def turn_on(self) -> None:
+        """Record that accounting is on under this boot, durably before anything is counted."""
+        low, high = boot_words()
+        self.live[W_BOOT] = low
+        self.live[W_BOOT + 1] = high
+        self.set_flags(on=F_ON)
+        self.sync()
+
+    @property
+    def area(self) -> str:
+        """Return the path of the area that is accounted."""
+        raw = bytes(self._maps[0][PATH * 8 : PATH * 8 + _PATH_BYTES])
+        return os.fsdecode(raw.partition(b"\0")[0])
+
+    def set_area(self, path: str) -> None:
+        """Record the path of the area; raises OSError when it is too long."""
+        raw = os.fsencode(path)
+        if len(raw) >= _PATH_BYTES:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
+        self._maps[0][PATH * 8 : PATH * 8 + _PATH_BYTES] = raw.ljust(_PATH_BYTES, b"\0")
+
+    def limits(self) -> Limits:
+        """Return the limits in force."""
+        start = BANKS[self.live[W_GENERATION] & 1]
+        return Limits(*self.live[start : start + len(_LIMIT_NAMES)])
+
+    def write_limits(self, limits: Limits) -> None:
+        """Put ``limits`` in force in one step. Edit lock."""
+        generation = self.live[W_GENERATION] + 1
+        start = BANKS[generation & 1]
+        for offset, word in enumerate(limits.words()):
+            self.live[start + offset] = word
+        self.live[W_GENERATION] = generation
+
+    def announce(self) -> None:
+        """Make the server read the limits of users and groups again. Edit lock."""
+        self.write_limits(self.limits())
+
+    def usage(self) -> Usage:
+        """Return what the container uses."""
+        live = self.live
+        return Usage(live[W_BLOCKS], live[W_INODES], live[W_BTIME], live[W_ITIME])
+
+    def write_usage(self, usage: Usage) -> None:
+        """Write what the container uses. Server or edit lock."""
+        live = self.live
+        live[W_BLOCKS], live[W_INODES] = usage.blocks, usage.inodes
+        live[W_BTIME], live[W_ITIME] = usage.block_time, usage.inode_time
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of the whole file with the checksum word taken as zero."""
+        value = 0
+        for number, area in enumerate(self._maps):
+            if number == 0:
+                at = W_CHECKSUM * 8
+                value = zlib.crc32(area[:at])
+                value = zlib.crc32(bytes(8), value)
+                value = zlib.crc32(area[at + 8 :], value)
+            else:
+                value = zlib.crc32(area, value)
+        return value
+
+    def seal(self) -> None:
+        """Write the checksum and make everything durable: the file is off and right."""
+        self.live[W_CHECKSUM] = self.checksum()
+        self.sync()
+
+    def sync(self) -> None:
+        """Make everything durable."""
+        for area in self._maps:
+            area.flush()
+        os.fsync(self.fd)
+
+    # records of users and groups
+
+    def record_places(self) -> Iterator[tuple[memoryview, int]]:
+        """Yield every place of a record, used or free, as (chunk, index of its first word)."""
+        for kind, words in zip(self.kinds, self.chunks, strict=True):
+            if kind == KIND_RECORDS:
+                for at in range(RECORD_WORDS, _WORDS, RECORD_WORDS):
+                    yield words, at
+
+    def records(self) -> list[Record]:
+        """Return every user and group, sorted by type and id."""
+        self.refresh()
+        found = []
+        for words, at in self.record_places():
+            key = words[at]
+            if key & R_VALID:
+                found.append(_record(words, at))
+        found.sort(key=lambda record: (record.kind, record.ident))
+        return found
+
+    def place(self, kind: int, ident: int) -> tuple[memoryview, int]:
+        """Return the place of a user or group, making it if needed. Edit lock.
+
+        Raises OSError (ENOSPC of the disk that holds the file).
+        """
+        self.refresh()
+        key = record_key(kind, ident)
+        free: tuple[memoryview, int] | None = None
+        for words, at in self.record_places():
+            if words[at] == key:
+                return words, at
+            if free is None and not words[at]:
+                free = words, at
+        if free is None:
+            words = self.add_chunk(KIND_RECORDS)
+            free = words, RECORD_WORDS
+        words, at = free
+        for offset in range(1, RECORD_WORDS):
+            words[at + offset] = 0
+        words[at] = key
+        self.live[W_OBJECTS] += 1
+        return free
+
+    def write_record(self, record: Record) -> None:
+        """Write limits *and* usage of a user or group. Edit lock, no server."""
+        words, at = self.place(record.kind, record.ident)
+        usage = record.usage
+        words[at + R_BLOCKS], words[at + R_INODES] = usage.blocks, usage.inodes
+        words[at + R_BTIME], words[at + R_ITIME] = usage.block_time, usage.inode_time
+        self._select_limits(words, at, record)
+
+    def write_record_limits(self, record: Record) -> None:
+        """Write the limits of a user or group, leaving its usage to the server. Edit lock."""
+        words, at = self.place(record.kind, record.ident)
+        self._select_limits(words, at, record)
+
+    @staticmethod
+    def _select_limits(words: memoryview, at: int, record: Record) -> None:
+        other = 1 - (words[at + R_SELECT] & 1)
+        bank = at + R_BANKS[other]
+        words[bank] = record.block_soft
+        words[bank + 1] = record.block_hard
+        words[bank + 2] = record.inode_soft
+        words[bank + 3] = record.inode_hard
+        words[at + R_CHANGED] = record.changed or int(time.time())
+        words[at + R_SELECT] = other
+
+    def drop_records(self, *, keep_limited: bool = False) -> None:
+        """Forget users and groups, or only those without limits. Edit lock, no server."""
+        self.refresh()
+        for words, at in self.record_places():
+            if not words[at]:
+                continue
+            if keep_limited and _record(words, at).limited:
+                for offset in (R_BLOCKS, R_INODES, R_BTIME, R_ITIME):
+                    words[at + offset] = 0
+                continue
+            words[at] = 0
+            self.live[W_OBJECTS] -= 1
+
+    # charges
+
+    def charge_places(self) -> Iterator[tuple[memoryview, int]]:
+        """Yield every place of a charge, used or free, as (chunk, index of its first word)."""
+        for number, (kind, words) in enumerate(zip(self.kinds, self.chunks, strict=True)):
+            if kind == KIND_CHARGES:
+                start = _HEAD_WORDS if number == 0 else CHARGE_WORDS
+                for at in range(start, _WORDS, CHARGE_WORDS):
+                    yield words, at
+
+    def drop_charges(self) -> None:
+        """Forget all charges. Server or edit lock."""
+        self.refresh()
+        for words, at in self.charge_places():
+            words[at] = 0
+
+
+def record_key(kind: int, ident: int) -> int:
+    """Return the key word of a user (kind 0) or group (1)."""
+    return R_VALID | kind << 32 | ident
+
+
+def _record(words: memoryview, at: int) -> Record:
+    key = words[at]
+    bank = at + R_BANKS[words[at + R_SELECT] & 1]
+    return Record(
+        key >> 32 & 1,
+        key & 0xFFFFFFFF,
+        Usage(words[at + R_BLOCKS], words[at + R_INODES], words[at + R_BTIME], words[at + R_ITIME]),
+        words[bank],
+        words[bank + 1],
+        words[bank + 2],
+        words[bank + 3],
+        words[at + R_CHANGED],
+    )
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
