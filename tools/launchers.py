@@ -16,6 +16,7 @@ COMMANDS = {
     "vzctl": "vzctl",
     "vzlist": "vzlist",
     "vzpid": "vzpid",
+    "vzmlocal": "vzmlocal",
 }
 
 _TEMPLATE = """#!{python} -IS

@@ -301,3 +301,18 @@ def repair(context: Context, ctid: int) -> None:
         elif entry.act == "destroy":
             context.progress(ctid).warn("finishing a destroy that was interrupted")
             _finish_destroy(paths, ctid, private)
+        elif entry.act == "move":
+            _repair_move(
+                paths, ctid, entry.details["target"], Path(entry.details["origin"]), private
+            )
+            entry.clear()
+
+
+def _repair_move(paths: Paths, old: int, new: int, origin: Path, target: Path) -> None:
+    """Finish a move whose new configuration was saved, else put the private area back."""
+    if new != old and paths.ct_conf(new).exists():
+        files.remove(paths.ct_conf(old))
+        registry.release_names(paths, old)
+    elif target.exists() and not origin.exists():
+        os.rename(target, origin)
+        files.fsync_directory(origin.parent)

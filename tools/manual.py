@@ -72,7 +72,9 @@ def build(target: Path) -> None:
         (places["man"] / f"{name}.8").write_text(page(program), encoding="utf-8")
         parser = full_parser(program)
         (places["bash"] / name).write_text(shtab.complete(parser, shell="bash"), encoding="utf-8")
-        (places["zsh"] / f"_{name}").write_text(shtab.complete(parser, shell="zsh"), encoding="utf-8")
+        (places["zsh"] / f"_{name}").write_text(
+            shtab.complete(parser, shell="zsh"), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

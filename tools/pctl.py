@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tools import verbs_container, verbs_list
+from tools import verbs_container, verbs_life, verbs_list
 from tools._command import Context, Program, Verb
 from tools._command import main as run_program
 from tools.environments import Kind
@@ -13,7 +13,9 @@ from tools.environments import Kind
 #: The rows of each kind by word, aliases included.
 _ROWS: dict[Kind, dict[str, Verb]] = {
     Kind.CONTAINER: {
-        word: verb for verb in verbs_container.VERBS for word in (verb.name, *verb.aliases)
+        word: verb
+        for verb in (*verbs_container.VERBS, *verbs_life.VERBS)
+        for word in (verb.name, *verb.aliases)
     },
 }
 
@@ -26,7 +28,7 @@ def _choose(context: Context, word: str, tail: Sequence[str]) -> Verb | None:
 PROGRAM = Program(
     "pctl",
     "Create, run and change containers and virtual machines.",
-    verbs=(*verbs_container.VERBS, *verbs_list.VERBS),
+    verbs=(*verbs_container.VERBS, *verbs_life.VERBS, *verbs_list.VERBS),
     choose=_choose,
 )
 
