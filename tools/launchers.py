@@ -16,6 +16,7 @@ COMMANDS = {
     "vzctl": "vzctl",
     "vzlist": "vzlist",
     "vzpid": "vzpid",
+    "vz": "vz",
     "vzmlocal": "vzmlocal",
 }
 
