@@ -19,7 +19,6 @@ import errno
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from vzfs import quotafile
 from vzfs.quotafile import (
@@ -62,19 +61,6 @@ from vzfs.quotascan import Scan, scan
 NEAR_BLOCKS = 131072
 #: How long a new server waits for one that is just dying to let go of the file.
 _TAKE_OVER_S = 5.0
-
-
-class Space(NamedTuple):
-    """What statfs(2) answers: sizes in units of ``frsize`` bytes, files in inodes."""
-
-    bsize: int
-    frsize: int
-    blocks: int
-    bfree: int
-    bavail: int
-    files: int
-    ffree: int
-    favail: int
 
 
 class Account:
@@ -233,7 +219,13 @@ class Ledger:
 
     @classmethod
     def attach(
-        cls, path: Path, *, area: Path | None = None, resume: bool = False, transport: int = 0
+        cls,
+        path: Path,
+        *,
+        area: Path | None = None,
+        index: Path | None = None,
+        resume: bool = False,
+        transport: int = 0,
     ) -> Ledger:
         """Become the server of the quota file ``path``, scanning the area if it must be.
 
@@ -249,8 +241,9 @@ class Ledger:
                     raise OSError(errno.EBUSY, "another server keeps these accounts", str(path))
                 time.sleep(0.005)
             with file.edit():
-                if area is not None and file.area != str(area):
-                    file.set_area(str(area))
+                here = (str(area), str(index or ""))
+                if area is not None and (file.area, file.index) != here:
+                    file.set_area(*here)
                     file.set_flags(on=F_DIRTY)
                 _recover(file, resume=resume)
                 if not resume or not file.same_boot:
@@ -358,7 +351,7 @@ class Ledger:
         for account in accounts:
             self._take(account, blocks, inodes)
 
-    def transfer(
+    def transfer(  # noqa: PLR0917 - the protocol of the overlay core
         self, old_uid: int, old_gid: int, new_uid: int, new_gid: int, blocks: int, inodes: int
     ) -> None:
         """Move what an inode uses to new owners; raises OSError (EDQUOT), then nothing moved."""
@@ -445,7 +438,7 @@ class Ledger:
         """Whether users and groups are accounted."""
         return self._users is not None
 
-    def statfs(self, real: os.statvfs_result) -> Space:
+    def statfs(self, real: os.statvfs_result) -> os.statvfs_result:
         """Return what ``df`` shows inside: the soft limit as the size, the usage as what is used.
 
         What is available is also bounded by what the disk really has.
@@ -470,7 +463,8 @@ class Ledger:
             ffree = max(0, most - live[W_INODES])
             # A file system without a fixed number of inodes (btrfs) says 0.
             favail = min(ffree, real.f_favail) if real.f_files else ffree
-        return Space(bsize, frsize, blocks, bfree, bavail, files, ffree, favail)
+        shown = (bsize, frsize, blocks, bfree, bavail, files, ffree, favail)
+        return os.statvfs_result((*shown, real.f_flag, real.f_namemax))
 
     # inside
 
@@ -555,7 +549,8 @@ class Ledger:
             account.inode_expire = limits.group_inode_expire
         if self.enforced:
             bank = at + R_BANKS[words[at + R_SELECT] & 1]
-            account.limit(*words[bank : bank + 4], words[at + R_CHANGED])
+            soft, hard, inode_soft, inode_hard = words[bank : bank + 4]
+            account.limit(soft, hard, inode_soft, inode_hard, words[at + R_CHANGED])
         else:
             account.limit(0, 0, 0, 0, 0)
         assert self._users is not None
@@ -683,7 +678,7 @@ def rescan(file: QuotaFile) -> Scan:
     live = file.live
     began = time.monotonic()
     charges = [(words, at) for words, at in file.charge_places() if words[at]]
-    counted = scan(file.area, {words[at] for words, at in charges})
+    counted = scan(file.area, {words[at] for words, at in charges}, file.index)
     for words, at in charges:
         inode, flags, owner = (
             words[at],

@@ -60,7 +60,7 @@ W_SCANNED = 17  # when the area was last scanned (seconds since 1970)
 W_SCAN_US = 18  # how long that took, in microseconds
 W_CHECKSUM = 19  # CRC-32 of the whole file (this word 0), valid while F_ON is clear
 BANKS = (32, 64)  # two banks of limits
-PATH = 256  # up to 2047 bytes of path to the area, NUL at the end
+PATH = 256  # paths of the area and of the index beside it, each ended by NUL, 2048 bytes in all
 _PATH_BYTES = 2048
 
 # Words of a bank, in the order of ``Limits``.
@@ -209,15 +209,13 @@ class QuotaFile:
         self.live = self.chunks[0]
 
     @classmethod
-    def create(cls, path: Path, area: str, limits: Limits) -> QuotaFile:
+    def create(cls, path: Path, area: str, limits: Limits, index: str = "") -> QuotaFile:
         """Make a new quota file, replacing one that exists; raises OSError.
 
         It appears under its name complete, or not at all.
         """
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        raw = os.fsencode(area)
-        if len(raw) >= _PATH_BYTES:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), area)
+        _paths(area, index)
         temporary = path.with_name(f".tmp-{path.name}.{os.getpid()}")
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -233,7 +231,7 @@ class QuotaFile:
         live[W_VERSION] = VERSION
         live[W_CHUNKS] = 1
         live[W_FLAGS] = F_DIRTY
-        made.set_area(area)
+        made.set_area(area, index)
         made.write_limits(limits)
         live[W_MAGIC] = MAGIC
         made.seal()
@@ -427,15 +425,24 @@ class QuotaFile:
     @property
     def area(self) -> str:
         """Return the path of the area that is accounted."""
-        raw = bytes(self._maps[0][PATH * 8 : PATH * 8 + _PATH_BYTES])
-        return os.fsdecode(raw.partition(b"\0")[0])
+        return self._path_words()[0]
 
-    def set_area(self, path: str) -> None:
-        """Record the path of the area; raises OSError when it is too long."""
-        raw = os.fsencode(path)
-        if len(raw) >= _PATH_BYTES:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
-        self._maps[0][PATH * 8 : PATH * 8 + _PATH_BYTES] = raw.ljust(_PATH_BYTES, b"\0")
+    @property
+    def index(self) -> str:
+        """Return the path of the directory of files counted besides, "" for none.
+
+        A file system with an index of copies (see ``layers``) may have files there which have no
+        name in the area; hard links between the two count once.
+        """
+        return self._path_words()[1]
+
+    def _path_words(self) -> list[str]:
+        raw = bytes(self._maps[0][PATH * 8 : PATH * 8 + _PATH_BYTES])
+        return [os.fsdecode(word) for word in raw.split(b"\0", 2)[:2]]
+
+    def set_area(self, area: str, index: str = "") -> None:
+        """Record the paths of area and index; raises OSError when they are too long."""
+        self._maps[0][PATH * 8 : PATH * 8 + _PATH_BYTES] = _paths(area, index)
 
     def limits(self) -> Limits:
         """Return the limits in force."""
@@ -604,6 +611,13 @@ def _record(words: memoryview, at: int) -> Record:
         words[bank + 3],
         words[at + R_CHANGED],
     )
+
+
+def _paths(area: str, index: str) -> bytes:
+    raw = os.fsencode(area) + b"\0" + os.fsencode(index) + b"\0"
+    if len(raw) > _PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), area)
+    return raw.ljust(_PATH_BYTES, b"\0")
 
 
 def _sync_directory(path: Path) -> None:

@@ -28,10 +28,11 @@ class Scan:
     found: dict[int, int] = field(default_factory=dict)
 
 
-def scan(area: Path | str, wanted: Collection[int] = ()) -> Scan:
+def scan(area: Path | str, wanted: Collection[int] = (), index: Path | str = "") -> Scan:
     """Return what the tree at ``area`` uses, the directory itself included.
 
-    Raises OSError: EXDEV when another file system is mounted inside, ENOTDIR, EIO, ….
+    Files in the directory ``index`` which have no name in the area count too. Raises OSError:
+    EXDEV when another file system is mounted inside, ENOTDIR, EIO, ….
     """
     total = Scan()
     linked: set[int] = set()
@@ -39,12 +40,10 @@ def scan(area: Path | str, wanted: Collection[int] = ()) -> Scan:
     try:
         top = os.fstat(fd)
         _add(total, top, wanted)
-        # Per level: the names of directories still to be visited, and the identity of the level.
-        levels: list[tuple[list[str], int]] = [
-            (_read(fd, top.st_dev, total, linked, wanted), top.st_ino)
-        ]
+        # Per level: the names of directories still to be visited, and the level's own inode.
+        levels = [(_read(fd, top.st_dev, total, linked, wanted), top.st_ino)]
         while levels:
-            names, inode = levels[-1]
+            names, _ = levels[-1]
             if not names:
                 levels.pop()
                 if levels:
@@ -55,6 +54,12 @@ def scan(area: Path | str, wanted: Collection[int] = ()) -> Scan:
             levels.append((_read(fd, top.st_dev, total, linked, wanted), inode))
     finally:
         os.close(fd)
+    if index:
+        fd = os.open(index, _DIRECTORY)
+        try:
+            _read(fd, top.st_dev, total, linked, wanted)
+        finally:
+            os.close(fd)
     return total
 
 

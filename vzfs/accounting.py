@@ -1,0 +1,459 @@
+"""What the ledger has been told of each inode whose blocks may change behind the server's back.
+
+An inode's blocks are charged to the ledger as ``st_blocks`` says, and as long as nobody can change
+them unseen, ``st_blocks`` *is* what was charged: nothing has to be remembered. A ``Charge`` exists
+for the others:
+
+    writer     a file open for writing with passthrough: it grows without the server
+    directory  entries were added: its blocks are looked at later, not at every entry
+    closing    a file that was written: delayed allocation may still add blocks of its extent tree
+    orphan     open, but without a name: it is charged until its last close
+
+Charges are recorded in the quota file before they matter, with a file handle, so that the next
+server (or a command that wants the exact figure now) finds the inode again and charges the
+difference. Blocks are of 512 bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+
+from vzfs import quotafile, syscalls
+from vzfs.ledger import Ledger
+from vzfs.quotafile import (
+    C_BLOCKS,
+    C_FLAGS,
+    C_HANDLE,
+    C_INODE,
+    C_ORPHAN,
+    C_OWNER,
+    HANDLE_MAX,
+    KIND_CHARGES,
+    QuotaFile,
+)
+
+#: A file of at most this many blocks (16 KiB) has its extents in its inode: it never grows later.
+_SMALL_BLOCKS = 32
+#: When the extent tree of a closed file has surely been written (vm.dirty_expire_centisecs is 30 s).
+_SETTLED_S = 60.0
+#: How many closed files and directories are remembered before the oldest are looked at.
+_REMEMBERED = 1024
+#: FILEID_INO32_GEN (include/linux/exportfs.h): inode number, generation.
+_INO32_GEN = 1
+
+
+class Charge:
+    """One inode that may change unseen, what was charged for it, and its place in the file."""
+
+    __slots__ = (
+        "at",
+        "blocks",
+        "closed_s",
+        "fd",
+        "gid",
+        "inode",
+        "orphan",
+        "uid",
+        "words",
+        "writers",
+    )
+
+    def __init__(self, inode: int, uid: int, gid: int, blocks: int) -> None:
+        self.inode = inode
+        self.uid = uid
+        self.gid = gid
+        self.blocks = blocks
+        #: Somebody else's descriptor of it, to look at it while it is open; else -1.
+        self.fd = -1
+        self.writers = 0
+        self.orphan = False
+        #: When the last writer left (monotonic), 0 while there is one.
+        self.closed_s = 0.0
+        self.words: memoryview | None = None
+        self.at = 0
+
+
+class Handles:
+    """Finds inodes of one file system by number: open_by_handle_at(2)."""
+
+    __slots__ = ("_by_number", "_fd", "usable")
+
+    def __init__(self, area: int | str) -> None:
+        """Use the file system of directory ``area``; ``usable`` says whether that is possible."""
+        path = f"/proc/self/fd/{area}/." if isinstance(area, int) else area
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.usable = False
+        #: Whether the inode number alone is enough (ext4 takes generation 0 for "any").
+        self._by_number = False
+        try:
+            inode = os.fstat(self._fd).st_ino
+            handle = syscalls.name_to_handle(self._fd, b"")
+            if len(handle.data) <= HANDLE_MAX:
+                os.close(syscalls.open_by_handle(self._fd, handle, os.O_PATH))
+                self.usable = True
+            with suppress(OSError):
+                self._by_number = self._stat(_numbered(inode)).st_ino == inode
+        except OSError:
+            pass
+
+    def describe(self, fd: int) -> syscalls.Handle | None:
+        """Return the handle to be recorded for ``fd``; None when the number is enough, or nothing."""
+        if self._by_number or not self.usable:
+            return None
+        with suppress(OSError):
+            return syscalls.name_to_handle(fd, b"")
+        return None
+
+    def stat(self, words: memoryview, at: int) -> os.stat_result | None:
+        """Return the status of the inode of a recorded charge; None when it is gone."""
+        flags = words[at + C_FLAGS]
+        length = flags >> 8 & 0xFF
+        if length:
+            raw = struct.pack("<4q", *words[at + C_HANDLE : at + C_HANDLE + 4])
+            handle = syscalls.Handle(flags >> 32, raw[:length])
+        elif self._by_number:
+            handle = _numbered(words[at + C_INODE])
+        else:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        try:
+            found = self._stat(handle)
+        except OSError as error:
+            if error.errno in (errno.ESTALE, errno.ENOENT):
+                return None
+            raise
+        return found if found.st_ino == words[at + C_INODE] else None
+
+    def _stat(self, handle: syscalls.Handle) -> os.stat_result:
+        fd = syscalls.open_by_handle(self._fd, handle, os.O_PATH)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close the directory."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _numbered(inode: int) -> syscalls.Handle:
+    if inode >> 32:
+        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+    return syscalls.Handle(_INO32_GEN, struct.pack("<II", inode, 0))
+
+
+class Accounting:
+    """The charges of one served area. One thread only (a guard may read)."""
+
+    __slots__ = (
+        "_closing",
+        "_directories",
+        "_free",
+        "_handles",
+        "_next_look_s",
+        "_recovered",
+        "charges",
+        "ledger",
+    )
+
+    def __init__(self, ledger: Ledger, area: int | str) -> None:
+        """Account in ``ledger`` for the area open as descriptor (or at path) ``area``.
+
+        Charges which a killed server left in the file are taken over.
+        """
+        self.ledger = ledger
+        self._handles = Handles(area)
+        self.charges: dict[int, Charge] = {}
+        self._closing: OrderedDict[int, Charge] = OrderedDict()
+        self._directories: OrderedDict[int, Charge] = OrderedDict()
+        #: Charges of a former server, whose writers nobody counts any more.
+        self._recovered: dict[int, Charge] = {}
+        self._next_look_s = 0.0
+        self._free: list[tuple[memoryview, int]] = []
+        for words, at in ledger.file.charge_places():
+            if words[at]:
+                self._take_over(words, at)
+            else:
+                self._free.append((words, at))
+        self._free.reverse()
+
+    def _take_over(self, words: memoryview, at: int) -> None:
+        owner = words[at + C_OWNER]
+        charge = Charge(
+            words[at], owner >> 32 & 0xFFFFFFFF, owner & 0xFFFFFFFF, words[at + C_BLOCKS]
+        )
+        charge.orphan = bool(words[at + C_FLAGS] & C_ORPHAN)
+        charge.words, charge.at = words, at
+        self.charges[charge.inode] = self._recovered[charge.inode] = charge
+
+    # what the file system tells us
+
+    def created(self, uid: int, gid: int, reserved: int, blocks: int) -> None:
+        """A new inode, for which ``reserved`` blocks were reserved, turned out to have ``blocks``."""
+        if blocks != reserved:
+            self.ledger.charge(uid, gid, blocks - reserved, 0)
+
+    def opened(self, st: os.stat_result, fd: int) -> Charge:
+        """A file is opened for writing; ``st`` is its status now, ``fd`` stays open till ``closed``."""
+        inode = st.st_ino
+        charge = self.charges.get(inode)
+        if charge is None:
+            charge = self._new(st, fd)
+        elif charge.closed_s:
+            del self._closing[inode]
+            charge.closed_s = 0.0
+        charge.fd = fd
+        charge.writers += 1
+        return charge
+
+    def closed(self, inode: int, blocks: int) -> None:
+        """A writer is gone; the inode has ``blocks`` now. Inodes not known are none of ours."""
+        charge = self.charges.get(inode)
+        if charge is None:
+            return
+        self.settle(charge, blocks)
+        if charge.writers > 1:
+            charge.writers -= 1
+            return
+        charge.writers = 0
+        charge.fd = -1
+        if charge.orphan or inode in self._recovered:
+            return
+        if blocks > _SMALL_BLOCKS and self._handles.usable:
+            charge.closed_s = time.monotonic()
+            self._closing[inode] = charge
+            if len(self._closing) > _REMEMBERED:
+                self._drop(self._closing.popitem(last=False)[1])
+        else:
+            self._forget(charge)
+
+    def directory(self, fd: int) -> None:
+        """An entry is about to be added to a private directory (any descriptor of it).
+
+        Without file handles call ``changed`` after the operation instead.
+        """
+        st = os.fstat(fd)
+        if st.st_ino in self.charges or not self._handles.usable:
+            return
+        charge = self._new(st, fd)
+        self._directories[st.st_ino] = charge
+        if len(self._directories) > _REMEMBERED:
+            self._drop(self._directories.popitem(last=False)[1])
+
+    def changed(self, st: os.stat_result, before: int, reserved: int = 0) -> None:
+        """The server changed an inode which had ``before`` blocks; ``st`` is its status now.
+
+        ``reserved`` blocks were reserved for the change.
+        """
+        charge = self.charges.get(st.st_ino)
+        if charge is None:
+            self.ledger.charge(st.st_uid, st.st_gid, st.st_blocks - before - reserved, 0)
+        else:
+            growth = st.st_blocks - charge.blocks
+            self.ledger.charge(charge.uid, charge.gid, growth - reserved, 0)
+            self._record(charge, st.st_blocks)
+
+    def charged(self, st: os.stat_result) -> int:
+        """Return the blocks charged for an inode whose status is ``st``."""
+        charge = self.charges.get(st.st_ino)
+        return st.st_blocks if charge is None else charge.blocks
+
+    def chown(self, st: os.stat_result, uid: int, gid: int) -> None:
+        """Move an inode (status before the change) to new owners; raises OSError (EDQUOT)."""
+        charge = self.charges.get(st.st_ino)
+        blocks = st.st_blocks if charge is None else charge.blocks
+        self.ledger.transfer(st.st_uid, st.st_gid, uid, gid, blocks, 1)
+        if charge is not None:
+            charge.uid, charge.gid = uid, gid
+            if charge.words is not None:
+                charge.words[charge.at + C_OWNER] = _owner(uid, gid)
+
+    def removed(self, st: os.stat_result) -> None:
+        """The last name of an inode which nobody has open is gone; ``st`` is of before."""
+        charge = self.charges.get(st.st_ino)
+        if charge is None:
+            self.ledger.release(st.st_uid, st.st_gid, st.st_blocks, 1)
+            return
+        if st.st_ino in self._recovered:
+            # Opened under a former server, perhaps still open: looked at until it is really gone.
+            self._orphan(charge)
+            return
+        self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
+        self._forget(charge)
+
+    def orphaned(self, st: os.stat_result, fd: int) -> None:
+        """The last name of an inode is gone while it is open; it stays charged till ``evicted``."""
+        charge = self.charges.get(st.st_ino)
+        if charge is None:
+            charge = self._new(st, fd)
+        elif charge.closed_s:
+            del self._closing[st.st_ino]
+            charge.closed_s = 0.0
+        self._orphan(charge)
+
+    @staticmethod
+    def _orphan(charge: Charge) -> None:
+        charge.orphan = True
+        if charge.words is not None:
+            charge.words[charge.at + C_FLAGS] |= C_ORPHAN
+
+    def adopted(self, inode: int) -> None:
+        """An inode without a name got one again (linkat of an O_TMPFILE)."""
+        charge = self.charges.get(inode)
+        if charge is not None and charge.orphan:
+            charge.orphan = False
+            if charge.words is not None:
+                charge.words[charge.at + C_FLAGS] &= ~C_ORPHAN
+            if not charge.writers:
+                self._forget(charge)
+
+    def evicted(self, inode: int) -> None:
+        """Nobody has the inode without a name open any more: its space is free."""
+        charge = self.charges.get(inode)
+        if charge is not None and charge.orphan:
+            self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
+            self._forget(charge)
+
+    def settle(self, charge: Charge, blocks: int) -> None:
+        """Charge what the inode has grown (or shrunk) by since it was last looked at."""
+        if blocks != charge.blocks:
+            self.ledger.charge(charge.uid, charge.gid, blocks - charge.blocks, 0)
+            self._record(charge, blocks)
+
+    def tick(self) -> None:
+        """Look at files which were closed long enough ago. Cheap; call now and then."""
+        if self._closing:
+            limit = time.monotonic() - _SETTLED_S
+            while self._closing:
+                inode, charge = next(iter(self._closing.items()))
+                if charge.closed_s > limit:
+                    break
+                del self._closing[inode]
+                self._drop(charge)
+        if self._recovered and time.monotonic() > self._next_look_s:
+            self._next_look_s = time.monotonic() + _SETTLED_S
+            for charge in list(self._recovered.values()):
+                self._look(charge)
+        self.ledger.place_pending()
+        self.ledger.commit()
+
+    def flush(self) -> None:
+        """Look at everything that may have changed unseen: the ledger is exact after this."""
+        for charge in list(self.charges.values()):
+            if charge.inode in self._directories or charge.inode in self._recovered:
+                self._look(charge)
+            elif charge.fd >= 0:
+                with suppress(OSError):
+                    self.settle(charge, os.fstat(charge.fd).st_blocks)
+            else:
+                self._look(charge)
+        self.ledger.place_pending()
+        self.ledger.commit()
+
+    def finish(self) -> None:
+        """The area is unmounted: nothing is open any more. Settle everything and forget it."""
+        for charge in list(self.charges.values()):
+            if charge.orphan:
+                self.evicted(charge.inode)
+            else:
+                self._drop(charge)
+        self.ledger.commit()
+        self._handles.close()
+
+    # inside
+
+    def _new(self, st: os.stat_result, fd: int) -> Charge:
+        charge = Charge(st.st_ino, st.st_uid, st.st_gid, st.st_blocks)
+        if not self._free:
+            words = self.ledger.file.add_chunk(KIND_CHARGES)
+            step = quotafile.CHARGE_WORDS
+            self._free = [(words, at) for at in range(quotafile.CHUNK // 8 - step, 0, -step)]
+        words, at = self._free.pop()
+        flags = 0
+        handle = self._handles.describe(fd)
+        if handle is not None:
+            raw = handle.data.ljust(HANDLE_MAX, b"\0")
+            for offset, word in enumerate(struct.unpack("<4q", raw)):
+                words[at + C_HANDLE + offset] = word
+            flags = handle.kind << 32 | len(handle.data) << 8
+        words[at + C_FLAGS] = flags
+        words[at + C_OWNER] = _owner(st.st_uid, st.st_gid)
+        words[at + C_BLOCKS] = st.st_blocks
+        # Last: from here on the record counts.
+        words[at] = st.st_ino
+        charge.words, charge.at = words, at
+        self.charges[st.st_ino] = charge
+        return charge
+
+    def _record(self, charge: Charge, blocks: int) -> None:
+        charge.blocks = blocks
+        if charge.words is not None:
+            charge.words[charge.at + C_BLOCKS] = blocks
+
+    def _forget(self, charge: Charge) -> None:
+        inode = charge.inode
+        self.charges.pop(inode, None)
+        self._closing.pop(inode, None)
+        self._directories.pop(inode, None)
+        self._recovered.pop(inode, None)
+        if charge.words is not None:
+            charge.words[charge.at] = 0
+            self._free.append((charge.words, charge.at))
+            charge.words = None
+
+    def _look(self, charge: Charge) -> None:
+        """Settle a charge by looking its inode up; one that is gone is given back."""
+        if charge.words is None:
+            return
+        try:
+            st = self._handles.stat(charge.words, charge.at)
+        except OSError:
+            return
+        if st is not None:
+            self.settle(charge, st.st_blocks)
+        elif charge.orphan:
+            self.evicted(charge.inode)
+        else:
+            self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
+            self._forget(charge)
+
+    def _drop(self, charge: Charge) -> None:
+        self._look(charge)
+        self._forget(charge)
+
+
+def _owner(uid: int, gid: int) -> int:
+    value = uid << 32 | gid
+    return value - (1 << 64) if value >> 63 else value
+
+
+def outstanding(file: QuotaFile) -> Iterator[tuple[int, int, int]]:
+    """Yield (uid, gid, blocks) to be added to the recorded usage to make it exact now.
+
+    For commands: reads the charges of a served file and looks at the inodes, changing nothing.
+    """
+    handles: Handles | None = None
+    file.refresh()
+    try:
+        for words, at in file.charge_places():
+            if not words[at]:
+                continue
+            if handles is None:
+                handles = Handles(file.area)
+            owner = words[at + C_OWNER]
+            with suppress(OSError):
+                st = handles.stat(words, at)
+                if st is not None:
+                    growth = st.st_blocks - words[at + C_BLOCKS]
+                    if growth:
+                        yield owner >> 32 & 0xFFFFFFFF, owner & 0xFFFFFFFF, growth
+    finally:
+        if handles is not None:
+            handles.close()
