@@ -194,6 +194,16 @@ def _exec(context: Context, args: argparse.Namespace, argv: list[str]) -> int:
     return ct.exec(argv)
 
 
+def run(context: Context, args: argparse.Namespace) -> int:
+    """Start a stopped container with nothing but one program in it; return the program's status."""
+    if not args.rest:
+        raise InvalidOption("no command is given", hint="pctl run ID PROGRAM [ARGUMENT…]")
+    ct = environments.find_container(context, args.ident)
+    with locks.environment(context.paths, ct.ctid, "run"):
+        prepare(context, ct)
+        return ct.run(args.rest)
+
+
 def enter(context: Context, args: argparse.Namespace) -> int:
     """Open a shell inside, on a terminal of the container's own."""
     ct = environments.find_container(context, args.ident)
@@ -272,6 +282,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("exec2", "run a command inside, return its status", exec2, (ID,), rest=True,
          description=_REST, changes=False),
     Verb("exec3", "run a program inside without a shell", exec3, (ID,), rest=True, changes=False),
+    Verb("run", "start a stopped container with one program only", run, (ID,), rest=True),
     Verb("enter", "open a shell inside", enter, (ID,
          option("--exec", help="run this instead of a shell", metavar="COMMAND")), changes=False),
     Verb("runscript", "run a script of the host inside", runscript, (ID,

@@ -1,0 +1,1 @@
+"""Benchmarks: one question each, JSON out, peers in the same run."""
