@@ -5,17 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tools import verbs_container, verbs_life, verbs_list
+from tools import diagnose, report, verbs_container, verbs_life, verbs_list
 from tools._command import Context, Program, Verb
 from tools._command import main as run_program
 from tools.environments import Kind
 
+_CONTAINER_VERBS = (
+    *verbs_container.VERBS,
+    *verbs_life.VERBS,
+    *diagnose.VERBS,
+    *report.VERBS,
+)
 #: The rows of each kind by word, aliases included.
 _ROWS: dict[Kind, dict[str, Verb]] = {
     Kind.CONTAINER: {
-        word: verb
-        for verb in (*verbs_container.VERBS, *verbs_life.VERBS)
-        for word in (verb.name, *verb.aliases)
+        word: verb for verb in _CONTAINER_VERBS for word in (verb.name, *verb.aliases)
     },
 }
 
@@ -28,7 +32,7 @@ def _choose(context: Context, word: str, tail: Sequence[str]) -> Verb | None:
 PROGRAM = Program(
     "pctl",
     "Create, run and change containers and virtual machines.",
-    verbs=(*verbs_container.VERBS, *verbs_life.VERBS, *verbs_list.VERBS),
+    verbs=(*_CONTAINER_VERBS, *verbs_list.VERBS),
     choose=_choose,
 )
 
