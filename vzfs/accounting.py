@@ -24,9 +24,10 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 
-from vzfs import quotafile, syscalls
+from vzfs import quotalayout, syscalls
 from vzfs.ledger import Ledger
-from vzfs.quotafile import (
+from vzfs.quotafile import QuotaFile
+from vzfs.quotalayout import (
     C_BLOCKS,
     C_FLAGS,
     C_HANDLE,
@@ -35,7 +36,6 @@ from vzfs.quotafile import (
     C_OWNER,
     HANDLE_MAX,
     KIND_CHARGES,
-    QuotaFile,
 )
 
 #: A file of at most this many blocks (16 KiB) has its extents in its inode: it never grows later.
@@ -373,8 +373,8 @@ class Accounting:
         charge = Charge(st.st_ino, st.st_uid, st.st_gid, st.st_blocks)
         if not self._free:
             words = self.ledger.file.add_chunk(KIND_CHARGES)
-            step = quotafile.CHARGE_WORDS
-            self._free = [(words, at) for at in range(quotafile.CHUNK // 8 - step, 0, -step)]
+            step = quotalayout.CHARGE_WORDS
+            self._free = [(words, at) for at in range(quotalayout.CHUNK // 8 - step, 0, -step)]
         words, at = self._free.pop()
         flags = 0
         handle = self._handles.describe(fd)

@@ -20,8 +20,10 @@ import os
 import time
 from pathlib import Path
 
-from vzfs import quotafile
-from vzfs.quotafile import (
+from vzfs import quotafile, quotalayout
+from vzfs.accounts import Account
+from vzfs.quotafile import QuotaFile
+from vzfs.quotalayout import (
     ENDLESS,
     F_ATTACHED,
     F_DIRTY,
@@ -47,135 +49,17 @@ from vzfs.quotafile import (
     W_INODES,
     W_ITIME,
     W_OBJECTS,
-    W_SCAN_US,
-    W_SCANNED,
     W_SERVER,
     W_TRANSPORT,
     Limits,
-    QuotaFile,
     Record,
 )
-from vzfs.quotascan import Scan, scan
+from vzfs.quotarecovery import recover
 
 #: Below this much free (blocks of 512 bytes: 64 MiB), writes go through the server.
 NEAR_BLOCKS = 131072
 #: How long a new server waits for one that is just dying to let go of the file.
 _TAKE_OVER_S = 5.0
-
-
-class Account:
-    """A container, user or group: where its counters are, and where they must stop.
-
-    ``block_stop`` and ``inode_stop`` are the values up to which nothing has to be considered: the
-    soft limit while usage is below it, and -1 above it, where grace ends by the clock.
-    """
-
-    __slots__ = (
-        "block_expire",
-        "block_hard",
-        "block_soft",
-        "block_stop",
-        "blocks",
-        "btime",
-        "ident",
-        "inode_expire",
-        "inode_hard",
-        "inode_soft",
-        "inode_stop",
-        "inodes",
-        "itime",
-        "kind",
-        "words",
-    )
-
-    def __init__(self, words: memoryview, blocks: int, inodes: int, btime: int, itime: int) -> None:
-        """Describe counters at the given indices of ``words``, without limits."""
-        self.words = words
-        self.blocks, self.inodes, self.btime, self.itime = blocks, inodes, btime, itime
-        self.kind, self.ident = -1, 0
-        self.block_soft = self.block_hard = self.block_stop = ENDLESS
-        self.inode_soft = self.inode_hard = self.inode_stop = ENDLESS
-        self.block_expire = self.inode_expire = 0
-
-    def limit(self, soft: int, hard: int, inode_soft: int, inode_hard: int, changed: int) -> None:
-        """Set limits (KiB and inodes, 0 for none); a grace that becomes due began at ``changed``."""
-        self.block_soft, self.block_hard = _blocks(soft), _blocks(hard)
-        self.inode_soft, self.inode_hard = inode_soft or ENDLESS, inode_hard or ENDLESS
-        now = int(time.time())
-        began = changed if 0 < changed <= now else now
-        words = self.words
-        if words[self.blocks] <= self.block_soft:
-            words[self.btime] = 0
-        elif not words[self.btime]:
-            words[self.btime] = began + self.block_expire
-        if words[self.inodes] <= self.inode_soft:
-            words[self.itime] = 0
-        elif not words[self.itime]:
-            words[self.itime] = began + self.inode_expire
-        self.recompute()
-
-    def recompute(self) -> None:
-        """Set the stops from the limits and from whether a grace period runs."""
-        words = self.words
-        self.block_stop = -1 if words[self.btime] else min(self.block_soft, self.block_hard)
-        self.inode_stop = -1 if words[self.itime] else min(self.inode_soft, self.inode_hard)
-
-    def judge(self, blocks: int, inodes: int) -> tuple[int, int]:
-        """Judge usage rising to ``blocks`` and ``inodes`` (-1: not rising).
-
-        Returns the ends of grace to record once everybody agreed; raises OSError (EDQUOT).
-        """
-        words = self.words
-        btime, itime = words[self.btime], words[self.itime]
-        if blocks > self.block_soft or blocks > self.block_hard:
-            btime = _grace(blocks, self.block_soft, self.block_hard, btime, self.block_expire)
-        if inodes > self.inode_soft or inodes > self.inode_hard:
-            itime = _grace(inodes, self.inode_soft, self.inode_hard, itime, self.inode_expire)
-        return btime, itime
-
-    def begin(self, btime: int, itime: int) -> None:
-        """Record the ends of grace which ``judge`` returned."""
-        words = self.words
-        if words[self.btime] != btime or words[self.itime] != itime:
-            words[self.btime], words[self.itime] = btime, itime
-            self.recompute()
-
-    def fallen(self) -> None:
-        """Usage fell: a grace period ends when it is back below the soft limit."""
-        words = self.words
-        if words[self.btime] and words[self.blocks] <= self.block_soft:
-            words[self.btime] = 0
-            self.recompute()
-        if words[self.itime] and words[self.inodes] <= self.inode_soft:
-            words[self.itime] = 0
-            self.recompute()
-
-    def block_ceiling(self, now: float) -> int:
-        """Return up to where blocks may rise at ``now``."""
-        end = self.words[self.btime]
-        if self.block_soft < self.block_hard and (now >= end if end else not self.block_expire):
-            return self.block_soft
-        return self.block_hard
-
-
-def _blocks(size_kib: int) -> int:
-    return min(size_kib * 2, ENDLESS) if size_kib else ENDLESS
-
-
-def _grace(value: int, soft: int, hard: int, end: int, expire: int) -> int:
-    """Return when the grace of ``value`` ends; raises OSError (EDQUOT) when it has none."""
-    if value > hard:
-        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-    if value <= soft:
-        return end
-    now = time.time()
-    if end:
-        if now >= end:
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        return end
-    if not expire:
-        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-    return int(now) + expire
 
 
 class Ledger:
@@ -245,7 +129,7 @@ class Ledger:
                 if area is not None and (file.area, file.index) != here:
                     file.set_area(*here)
                     file.set_flags(on=F_DIRTY)
-                _recover(file, resume=resume)
+                recover(file, resume=resume)
                 if not resume or not file.same_boot:
                     file.turn_on()
                 file.live[W_SERVER] = os.getpid()
@@ -265,7 +149,7 @@ class Ledger:
             file.live[W_BUSY] = 0
             file.set_flags(off=F_ON | F_ATTACHED)
             file.seal()
-        self._live = self.whole.words = memoryview(bytearray(quotafile.CHUNK)).cast("q")
+        self._live = self.whole.words = memoryview(bytearray(quotalayout.CHUNK)).cast("q")
         self._users = None
         self._groups = {}
         self._records = []
@@ -527,6 +411,11 @@ class Ledger:
             whole.limit(0, 0, 0, 0, 0)
         if self._users is None:
             return
+        if not limits.ugid_on:
+            # Turned off while served. Turning it on again takes a scan: a restart.
+            file.set_flags(off=F_UGID)
+            self._users, self._groups, self._records, self._pending = None, {}, [], []
+            return
         file.refresh()
         self._users, self._groups, self._records = {}, {}, []
         for words, at in file.record_places():
@@ -580,7 +469,7 @@ class Ledger:
                 return self._adopt(words, at)
             finally:
                 self.file.end_edit()
-        words = memoryview(bytearray(quotafile.RECORD_WORDS * 8)).cast("q")
+        words = memoryview(bytearray(quotalayout.RECORD_WORDS * 8)).cast("q")
         words[0] = quotafile.record_key(kind, ident)
         self._pending.append(words)
         self._held |= 2
@@ -625,7 +514,7 @@ class Ledger:
                 owners = self._groups if key >> 32 & 1 else self._users
                 owners.pop(key & 0xFFFFFFFF, None)
                 words[at] = 0
-                if len(words) > quotafile.RECORD_WORDS:
+                if len(words) > quotalayout.RECORD_WORDS:
                     self._live[W_OBJECTS] -= 1
                 else:
                     self._pending = [other for other in self._pending if other is not words]
@@ -647,80 +536,3 @@ class Ledger:
             self.file.write_record_limits(record)
             self.file.announce()
         self._reload()
-
-
-def _recover(file: QuotaFile, *, resume: bool) -> None:
-    """Make usage right before serving: believe it, settle open charges, or scan. Edit lock."""
-    live = file.live
-    limits = file.limits()
-    opened = any(words[at] for words, at in file.charge_places())
-    must_scan = file.dirty or (limits.ugid_on and not file.flags & F_UGID)
-    if opened and not (resume and file.same_boot and file.flags & F_ATTACHED):
-        # Nothing of what was open is open any more, and it may have grown since it was charged.
-        file.drop_charges()
-        must_scan = True
-    if limits.ugid_on:
-        file.set_flags(on=F_UGID)
-    elif file.flags & F_UGID:
-        file.set_flags(off=F_UGID)
-        file.drop_records(keep_limited=True)
-    if must_scan:
-        rescan(file)
-    live[W_BUSY] = 0
-
-
-def rescan(file: QuotaFile) -> Scan:
-    """Count the area afresh into ``file``. Edit lock; nobody but us may change the area.
-
-    Open charges are brought to what is counted; those of inodes without a name are kept and added.
-    Raises OSError: the file is then still dirty.
-    """
-    live = file.live
-    began = time.monotonic()
-    charges = [(words, at) for words, at in file.charge_places() if words[at]]
-    counted = scan(file.area, {words[at] for words, at in charges}, file.index)
-    for words, at in charges:
-        inode, flags, owner = (
-            words[at],
-            words[at + quotafile.C_FLAGS],
-            words[at + quotafile.C_OWNER],
-        )
-        if flags & quotafile.C_ORPHAN:
-            blocks = words[at + quotafile.C_BLOCKS]
-            counted.blocks += blocks
-            counted.inodes += 1
-            for owners, ident in (
-                (counted.users, owner >> 32 & 0xFFFFFFFF),
-                (counted.groups, owner & 0xFFFFFFFF),
-            ):
-                entry = owners.setdefault(ident, [0, 0])
-                entry[0] += blocks
-                entry[1] += 1
-        elif inode in counted.found:
-            words[at + quotafile.C_BLOCKS] = counted.found[inode]
-        else:
-            words[at] = 0
-    usage = file.usage()
-    usage.blocks, usage.inodes = counted.blocks, counted.inodes
-    file.write_usage(usage)
-    if file.flags & F_UGID:
-        write_owners(file, counted)
-    live[W_SCANNED] = int(time.time())
-    live[W_SCAN_US] = int((time.monotonic() - began) * 1e6)
-    live[W_DRIFT] = 0
-    live[W_BUSY] = 0
-    file.set_flags(off=F_DIRTY)
-    return counted
-
-
-def write_owners(file: QuotaFile, counted: Scan) -> None:
-    """Write the usage of every user and group. Edit lock.
-
-    All are recorded, even when they are more than ``ugid_limit``: that only refuses new ones.
-    """
-    file.drop_records(keep_limited=True)
-    for kind, owners in ((USER, counted.users), (GROUP, counted.groups)):
-        for ident in sorted(owners):
-            words, at = file.place(kind, ident)
-            words[at + R_BLOCKS], words[at + R_INODES] = owners[ident]
-    file.live[W_EXCEEDED] = int(file.live[W_OBJECTS] > file.limits().ugid_limit)

@@ -29,152 +29,59 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-MAGIC = int.from_bytes(b"VZFSQUO1", "little")
-VERSION = 1
-CHUNK = 65536
-_WORDS = CHUNK // 8
-#: No limit, where a comparison needs a number (blocks of 512 bytes, inodes).
-ENDLESS = 1 << 62
-
-# Words of the head (the first 4096 bytes of chunk 0).
-W_MAGIC = 0  # "VZFSQUO1"
-W_VERSION = 1  # format version, 1
-W_BOOT = 2  # two words: boot id of the kernel under which the quota was turned on
-W_FLAGS = 4  # F_… below
-W_GENERATION = 5  # counts changes of limits; its lowest bit selects the bank
-W_BUSY = 6  # 1 while an operation is between its charge and its end
-W_BLOCKS = 7  # usage in blocks of 512 bytes (st_blocks)
-W_INODES = 8  # usage in inodes
-W_BTIME = 9  # end of the block grace period (seconds since 1970), 0: below the soft limit
-W_ITIME = 10  # the same for inodes
-W_OBJECTS = 11  # records of users and groups placed
-W_CHUNKS = 12  # chunks of the file
-W_EXCEEDED = 13  # 1 once an owner was refused because all records were taken
-W_SERVER = 14  # process id of the server which attached last
-W_TRANSPORT = 15  # how that server talks to the kernel: 0 unknown, 1 kernel, 2 pyfuse3
-W_DRIFT = 16  # releases of more than was charged (each is a bug; the next start scans)
-W_SCANNED = 17  # when the area was last scanned (seconds since 1970)
-W_SCAN_US = 18  # how long that took, in microseconds
-W_CHECKSUM = 19  # CRC-32 of the whole file (this word 0), valid while F_ON is clear
-BANKS = (32, 64)  # two banks of limits
-PATH = 256  # paths of the area and of the index beside it, each ended by NUL, 2048 bytes in all
-_PATH_BYTES = 2048
-
-# Words of a bank, in the order of ``Limits``.
-BANK_FIELDS = 16
-
-F_ON = 1  # accounting is on (between "on" and "off")
-F_ATTACHED = 2  # a server works on it, or died without having detached
-F_DIRTY = 4  # usage is to be scanned before it is believed
-F_UGID = 8  # users and groups are accounted (their usage is right when that of the container is)
-
-# Records of users and groups: 16 words each, in chunks of their own (kind 2).
-RECORD_WORDS = 16
-R_KEY = 0  # 1<<40 | type<<32 | id; 0: free. type 0 user, 1 group
-R_BLOCKS = 1
-R_INODES = 2
-R_BTIME = 3
-R_ITIME = 4
-R_SELECT = 5  # 0 or 1: which bank holds the limits
-R_BANKS = (6, 10)  # block soft, block hard (KiB), inode soft, inode hard
-R_CHANGED = 14  # when the limits were changed last (seconds since 1970)
-R_VALID = 1 << 40
-
-# Charges: 8 words each, in chunk 0 after the head and in chunks of kind 1. One stands for an
-# inode whose blocks may change without passing through the server: what was charged for it, and a
-# handle by which a later server finds it again.
-CHARGE_WORDS = 8
-C_INODE = 0  # inode number; 0: free
-C_BLOCKS = 1  # blocks charged, in blocks of 512 bytes
-C_OWNER = 2  # uid<<32 | gid to whom they are charged
-C_FLAGS = 3  # C_ORPHAN: it has no name any more, its inode is still charged;
-#              bits 8-15: length of the handle, bits 32-63: type of the handle
-C_HANDLE = 4  # up to 32 bytes of file handle (name_to_handle_at(2))
-C_ORPHAN = 1
-HANDLE_MAX = 32
-
-KIND_CHARGES = 1
-KIND_RECORDS = 2
-_HEAD_WORDS = 512
+from vzfs.quotalayout import (
+    BANKS,
+    CHARGE_WORDS,
+    CHUNK,
+    F_ATTACHED,
+    F_DIRTY,
+    F_ON,
+    HEAD_WORDS,
+    KIND_CHARGES,
+    KIND_RECORDS,
+    LIMIT_NAMES,
+    MAGIC,
+    PATH,
+    PATH_BYTES,
+    R_BANKS,
+    R_BLOCKS,
+    R_BTIME,
+    R_CHANGED,
+    R_INODES,
+    R_ITIME,
+    R_SELECT,
+    R_VALID,
+    RECORD_WORDS,
+    VERSION,
+    W_BLOCKS,
+    W_BOOT,
+    W_BTIME,
+    W_BUSY,
+    W_CHECKSUM,
+    W_CHUNKS,
+    W_DRIFT,
+    W_FLAGS,
+    W_GENERATION,
+    W_INODES,
+    W_ITIME,
+    W_MAGIC,
+    W_OBJECTS,
+    W_VERSION,
+    WORDS,
+    Limits,
+    Record,
+    Usage,
+)
 
 _LOCK_SERVER = 1 << 40
 _LOCK_EDIT = (1 << 40) + 1
 _FLOCK = struct.Struct("hhqqi4x")
 
-USER = 0
-GROUP = 1
-
 
 class QuotaFileError(OSError):
     """The quota file cannot be used (not one of ours, damaged, unreadable)."""
-
-
-@dataclass(slots=True)
-class Limits:
-    """Limits of the container; blocks in KiB, times in seconds, 0 meaning no limit."""
-
-    block_soft: int = 0
-    block_hard: int = 0
-    inode_soft: int = 0
-    inode_hard: int = 0
-    #: Grace periods: 0 makes the soft limit a hard one.
-    block_expire: int = 0
-    inode_expire: int = 0
-    #: 1: users and groups are accounted (needs ``ugid_limit`` too).
-    sub_quotas: int = 0
-    #: How many users and groups together are accounted.
-    ugid_limit: int = 0
-    user_block_expire: int = 604800
-    user_inode_expire: int = 604800
-    group_block_expire: int = 604800
-    group_inode_expire: int = 604800
-    #: When the limits were changed (seconds since 1970): where a grace period starts that the
-    #: change itself made necessary.
-    changed: int = 0
-
-    @property
-    def ugid_on(self) -> bool:
-        """Whether users and groups are to be accounted."""
-        return bool(self.sub_quotas and self.ugid_limit)
-
-    def words(self) -> list[int]:
-        """Return the words of a bank."""
-        return [int(getattr(self, name)) for name in _LIMIT_NAMES]
-
-
-_LIMIT_NAMES = tuple(Limits.__dataclass_fields__)
-
-
-@dataclass(slots=True)
-class Usage:
-    """What is used, and since when too much; blocks of 512 bytes."""
-
-    blocks: int = 0
-    inodes: int = 0
-    block_time: int = 0
-    inode_time: int = 0
-
-
-@dataclass(slots=True)
-class Record:
-    """A user or group: usage, and limits in KiB and inodes."""
-
-    kind: int
-    ident: int
-    usage: Usage = field(default_factory=Usage)
-    block_soft: int = 0
-    block_hard: int = 0
-    inode_soft: int = 0
-    inode_hard: int = 0
-    changed: int = 0
-
-    @property
-    def limited(self) -> bool:
-        """Whether any limit is set."""
-        return bool(self.block_soft or self.block_hard or self.inode_soft or self.inode_hard)
 
 
 def boot_words() -> tuple[int, int]:
@@ -437,17 +344,17 @@ class QuotaFile:
         return self._path_words()[1]
 
     def _path_words(self) -> list[str]:
-        raw = bytes(self._maps[0][PATH * 8 : PATH * 8 + _PATH_BYTES])
+        raw = bytes(self._maps[0][PATH * 8 : PATH * 8 + PATH_BYTES])
         return [os.fsdecode(word) for word in raw.split(b"\0", 2)[:2]]
 
     def set_area(self, area: str, index: str = "") -> None:
         """Record the paths of area and index; raises OSError when they are too long."""
-        self._maps[0][PATH * 8 : PATH * 8 + _PATH_BYTES] = _paths(area, index)
+        self._maps[0][PATH * 8 : PATH * 8 + PATH_BYTES] = _paths(area, index)
 
     def limits(self) -> Limits:
         """Return the limits in force."""
         start = BANKS[self.live[W_GENERATION] & 1]
-        return Limits(*self.live[start : start + len(_LIMIT_NAMES)])
+        return Limits(*self.live[start : start + len(LIMIT_NAMES)])
 
     def write_limits(self, limits: Limits) -> None:
         """Put ``limits`` in force in one step. Edit lock."""
@@ -502,7 +409,7 @@ class QuotaFile:
         """Yield every place of a record, used or free, as (chunk, index of its first word)."""
         for kind, words in zip(self.kinds, self.chunks, strict=True):
             if kind == KIND_RECORDS:
-                for at in range(RECORD_WORDS, _WORDS, RECORD_WORDS):
+                for at in range(RECORD_WORDS, WORDS, RECORD_WORDS):
                     yield words, at
 
     def records(self) -> list[Record]:
@@ -582,8 +489,8 @@ class QuotaFile:
         """Yield every place of a charge, used or free, as (chunk, index of its first word)."""
         for number, (kind, words) in enumerate(zip(self.kinds, self.chunks, strict=True)):
             if kind == KIND_CHARGES:
-                start = _HEAD_WORDS if number == 0 else CHARGE_WORDS
-                for at in range(start, _WORDS, CHARGE_WORDS):
+                start = HEAD_WORDS if number == 0 else CHARGE_WORDS
+                for at in range(start, WORDS, CHARGE_WORDS):
                     yield words, at
 
     def drop_charges(self) -> None:
@@ -615,9 +522,9 @@ def _record(words: memoryview, at: int) -> Record:
 
 def _paths(area: str, index: str) -> bytes:
     raw = os.fsencode(area) + b"\0" + os.fsencode(index) + b"\0"
-    if len(raw) > _PATH_BYTES:
+    if len(raw) > PATH_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), area)
-    return raw.ljust(_PATH_BYTES, b"\0")
+    return raw.ljust(PATH_BYTES, b"\0")
 
 
 def _sync_directory(path: Path) -> None:
