@@ -17,6 +17,7 @@ from runtime.errors import (
     SampleMissing,
 )
 from runtime.settings import Setting, table
+from runtime.settings_resources import PCTL_UNITS
 from tools._command import Option, option
 
 if TYPE_CHECKING:
@@ -57,10 +58,12 @@ def _option(row: Setting) -> Option:
 def settings_given(args: argparse.Namespace, context: Context) -> dict[str, list[str]]:
     """Return option name → arguments for every setting on the command line."""
     found = {}
+    units = PCTL_UNITS if context.program == "pctl" else {}
     for name in table():
         value = getattr(args, _PREFIX + name.replace("-", "_"), None)
         if value:
-            found[name] = list(value)
+            unit = units.get(name, "")
+            found[name] = [word + unit if word.isdecimal() else word for word in value]
     return found
 
 
@@ -88,7 +91,7 @@ def set_container(context: Context, ct: Container, args: argparse.Namespace) -> 
             row for row in table().values() if args.applyconfig and row.key in values
         ]
         _check_name(context, ct.ctid, values)
-        stored_keys = {row.key for row in rows if row.stored} | (
+        stored_keys = {key for row in rows if row.stored for key in row.keys(None)} | (
             set(values) if args.applyconfig else set()
         )
         for key in stored_keys & values.keys():

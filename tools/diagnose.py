@@ -138,15 +138,18 @@ def _network(context: Context, ct: Container) -> Iterator[Finding]:
         yield Finding(found.name, found.status, found.detail, found.todo)
 
 
+#: Lines: "nologin" if so; number of root's usable passwords; the SSH server's path.
+_LOGIN_FACTS = """
+test -f /etc/nologin && echo nologin
+grep -c '^root:[^!*]' /etc/shadow
+command -v sshd || ls /usr/sbin/sshd 2>/dev/null
+"""
+
+
 def _login(context: Context, ct: Container) -> Iterator[Finding]:
     if not ct.status().running:
         return
-    out = ct.output(
-        ["/bin/sh", "-c",
-         "test -f /etc/nologin && echo nologin; grep -c '^root:[^!*]' /etc/shadow;"
-         " (command -v sshd /usr/sbin/sshd || true) | head -1; ls /dev/pts/ptmx /dev/ptmx 2>&1 | wc -l;"
-         " df -P / | tail -1; cat /etc/hosts.deny 2>/dev/null | grep -c '^[^#]'"]
-    ).decode("utf-8", "replace").splitlines()  # fmt: skip
+    out = ct.output(["/bin/sh", "-c", _LOGIN_FACTS]).decode("utf-8", "replace").splitlines()
     if out and out[0] == "nologin":
         yield Finding("nologin", "fail", "/etc/nologin forbids logins", "remove the file inside")
         out = out[1:]

@@ -230,7 +230,7 @@ def changed_values(
         if row is None:
             raise InvalidOption(f"unknown setting: --{name}", hint="pctl set --help lists them")
         stored = values[row.key] if row.key in values else config.get(row.key)
-        values[row.key] = row.value(stored, arguments)
+        values.update(row.keys(row.value(stored, arguments)))
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tools import diagnose, report, verbs_container, verbs_life, verbs_list
+from tools import diagnose, report, verbs_container, verbs_events, verbs_life, verbs_list
 from tools._command import Context, Program, Verb
 from tools._command import main as run_program
 from tools.environments import Kind
@@ -32,7 +32,7 @@ def _choose(context: Context, word: str, tail: Sequence[str]) -> Verb | None:
 PROGRAM = Program(
     "pctl",
     "Create, run and change containers and virtual machines.",
-    verbs=(*_CONTAINER_VERBS, *verbs_list.VERBS),
+    verbs=(*_CONTAINER_VERBS, *verbs_list.VERBS, *verbs_events.VERBS),
     choose=_choose,
 )
 
