@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +36,8 @@ class Paths:
         """
         if self.is_default:
             return ""
+        import hashlib  # 5 ms: only moved systems need it
+
         return "-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
 
     def area(self, configured: str) -> Path:

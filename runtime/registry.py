@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-import uuid as uuid_module
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -192,7 +191,9 @@ def release_names(paths: Paths, ctid: int, *, keep: str | None = None) -> None:
 
 def new_uuid() -> str:
     """Return a fresh random UUID, lower case, without braces."""
-    return str(uuid_module.uuid4())
+    import uuid
+
+    return str(uuid.uuid4())
 
 
 def _is_uuid(text: str) -> bool:
