@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,8 @@ class Setting:
     check: Callable[[str], str] = str
     metavar: str = "VALUE"
     merge: Merge | None = None
+    #: From the new value, what it and the other keys it decides become (None: unset).
+    also: Callable[[str | None], Mapping[str, str | None]] | None = None
     live: str | None = None
     #: Never written to the configuration (passwords).
     stored: bool = True
@@ -60,6 +62,10 @@ class Setting:
         if self.merge is not None:
             return self.merge(stored, checked)
         return checked[-1]
+
+    def keys(self, value: str | None) -> Mapping[str, str | None]:
+        """Return what each configuration key becomes when this setting becomes ``value``."""
+        return {self.key: value} if self.also is None else self.also(value)
 
     def applier(self) -> Callable[[Container, Config, Config], None] | None:
         """Return the function that applies this setting live, importing its module now."""

@@ -1,0 +1,285 @@
+"""Settings that say what a container may do: capabilities, features, devices, bind mounts.
+
+Sources: vzctl(8), ctid.conf(5), capabilities(7).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+
+from runtime.errors import InvalidValue
+from runtime.settings import Setting, whole, yes_no
+
+_LIVE_DEVICES = "runtime.resources_devices:apply"
+
+#: Capabilities by their name without CAP_, in the order of capabilities(7); setveid and ve_admin
+#: of the OpenVZ kernel are accepted in files and mean nothing today.
+CAPABILITIES = (
+    "chown",
+    "dac_override",
+    "dac_read_search",
+    "fowner",
+    "fsetid",
+    "kill",
+    "setgid",
+    "setuid",
+    "setpcap",
+    "linux_immutable",
+    "net_bind_service",
+    "net_broadcast",
+    "net_admin",
+    "net_raw",
+    "ipc_lock",
+    "ipc_owner",
+    "sys_module",
+    "sys_rawio",
+    "sys_chroot",
+    "sys_ptrace",
+    "sys_pacct",
+    "sys_admin",
+    "sys_boot",
+    "sys_nice",
+    "sys_resource",
+    "sys_time",
+    "sys_tty_config",
+    "mknod",
+    "lease",
+    "audit_write",
+    "audit_control",
+    "setfcap",
+    "setveid",
+    "ve_admin",
+)
+
+#: Features of vzctl(8), and those of this system (``host-id``, ``time``, ``tun``, ``nesting``).
+FEATURES = (
+    "sysfs",
+    "nfs",
+    "sit",
+    "ipip",
+    "ppp",
+    "ipgre",
+    "bridge",
+    "nfsd",
+    "time",
+    "fuse",
+    "tun",
+    "host-id",
+    "nesting",
+    "privileged",
+)
+
+
+def switches(known: Sequence[str], what: str, *, upper: bool) -> Callable[[str], str]:
+    """Return a check for ``NAME:on|off[,NAME:on|off…]`` with names out of ``known``."""
+
+    def check(text: str) -> str:
+        words = []
+        for word in re.split(r"[,\s]+", text.strip()):
+            name, _, state = word.partition(":")
+            name, state = name.lower().removeprefix("cap_"), state.lower()
+            if name not in known:
+                raise InvalidValue(
+                    f"unknown {what}: {name!r}", hint=f"known are: {', '.join(known)}"
+                )
+            if state not in ("on", "off"):
+                raise InvalidValue(f"neither on nor off: {word!r}", hint=f"write {name}:on")
+            words.append(f"{name.upper() if upper else name}:{state}")
+        return " ".join(words)
+
+    return check
+
+
+def parse_switches(text: str | None) -> dict[str, bool]:
+    """Return NAME → on for a stored ``NAME:on NAME:off``, names in lower case; junk is left out."""
+    found = {}
+    for word in re.split(r"[,\s]+", text or ""):
+        name, _, state = word.partition(":")
+        if name and state.lower() in ("on", "off"):
+            found[name.lower().removeprefix("cap_")] = state.lower() == "on"
+    return found
+
+
+def merge_words(stored: str | None, checked: Sequence[str]) -> str | None:
+    """Merge ``NAME:VALUE`` words into the stored ones: a name keeps its place, the last one wins."""
+    words: dict[str, str] = {}
+    for word in " ".join([(stored or "").replace(",", " "), *checked]).split():
+        words[word.rpartition(":")[0].lower()] = word
+    return " ".join(words.values()) or None
+
+
+def merge_grants(stored: str | None, checked: Sequence[str]) -> str | None:
+    """Merge ``DEVICE:RIGHTS`` words; the right ``none`` takes the device away."""
+    merged = merge_words(stored, checked) or ""
+    return " ".join(word for word in merged.split() if not word.endswith(":none")) or None
+
+
+def _rights(text: str, word: str) -> str:
+    if text == "none":
+        return text
+    if not text or set(text) - set("rwq") or len(set(text)) != len(text):
+        raise InvalidValue(f"not rights on a device: {word!r}", hint="write r, w, q, or none")
+    return "".join(letter for letter in "rwq" if letter in text)
+
+
+def devices(text: str) -> str:
+    """Check ``b|c:MAJOR:MINOR|all:RIGHTS``; raises InvalidValue."""
+    match = re.fullmatch(r"([bc]):([0-9]{1,4}):(all|\*|[0-9]{1,7}):([a-z]+)", text)
+    if match is None:
+        raise InvalidValue(
+            f"not a device: {text!r}", hint="write b|c:MAJOR:MINOR|all:[r][w][q]|none"
+        )
+    major, minor = int(match[2]), match[3]
+    # Device numbers are 12 and 20 bits wide (include/linux/kdev_t.h).
+    if major >= 1 << 12 or (minor.isdecimal() and int(minor) >= 1 << 20):
+        raise InvalidValue(f"there is no such device number: {text!r}")
+    minor = str(int(minor)) if minor.isdecimal() else "all"
+    return f"{match[1]}:{major}:{minor}:{_rights(match[4], text)}"
+
+
+def devnodes(text: str) -> str:
+    """Check ``NAME:RIGHTS``, NAME being a device node below /dev; raises InvalidValue."""
+    name, colon, rights = text.rpartition(":")
+    name = name.removeprefix("/dev/")
+    parts = name.split("/")
+    bad = any(part in ("", ".", "..") for part in parts) or re.search(r"[\s:\"'\\$`]", name)
+    if not colon or bad:
+        raise InvalidValue(f"not a device node: {text!r}", hint="write NAME:[r][w][q]|none")
+    return f"{name}:{_rights(rights, text)}"
+
+
+_BIND_FLAGS = frozenset(("nosuid", "noexec", "nodev", "ro"))
+
+
+def bindmount(text: str) -> str:
+    """Check ``[SOURCE:]TARGET[,nosuid,noexec,nodev,ro]``; raises InvalidValue."""
+    place, *flags = text.split(",")
+    source, _, target = place.rpartition(":")
+    unknown = set(flags) - _BIND_FLAGS
+    if unknown:
+        raise InvalidValue(
+            f"unknown mount option: {', '.join(sorted(unknown))}",
+            hint=f"known are: {', '.join(sorted(_BIND_FLAGS))}",
+        )
+    for path in (source, target) if source else (target,):
+        if not path.startswith("/") or ".." in path.split("/") or re.search(r"[\s:\"'\\$`]", path):
+            raise InvalidValue(f"not an absolute path without blanks or '..': {path!r}")
+    clean = os.path.normpath(target)
+    if clean == "/":
+        raise InvalidValue("nothing can be mounted over the container's root")
+    head = f"{os.path.normpath(source)}:{clean}" if source else f":{clean}"
+    return ",".join([head, *sorted(set(flags))])
+
+
+def merge_bindmounts(stored: str | None, checked: Sequence[str]) -> str | None:
+    """Add bind mounts; one with the same target replaces the older one."""
+    mounts = {_target(word): word for word in (stored or "").split()}
+    mounts.update({_target(word): word for word in checked})
+    return " ".join(mounts.values()) or None
+
+
+def remove_bindmounts(stored: str | None, checked: Sequence[str]) -> str | None:
+    """Remove the bind mounts with these targets (``all``: every one); raises InvalidValue."""
+    mounts = {_target(word): word for word in (stored or "").split()}
+    for target in checked:
+        if target == "all":
+            mounts.clear()
+        elif mounts.pop(os.path.normpath(target), None) is None:
+            raise InvalidValue(f"nothing is mounted by BINDMOUNT at {target}")
+    return " ".join(mounts.values()) or None
+
+
+def _target(word: str) -> str:
+    return word.partition(",")[0].rpartition(":")[2]
+
+
+ROWS = (
+    Setting(
+        "capability",
+        "CAPABILITY",
+        "a capability to give or take",
+        check=switches(CAPABILITIES, "capability", upper=True),
+        metavar="NAME:on|off",
+        merge=merge_words,
+        group="Rights",
+    ),
+    Setting(
+        "features",
+        "FEATURES",
+        "a feature to switch",
+        check=switches(FEATURES, "feature", upper=False),
+        metavar="NAME:on|off",
+        merge=merge_words,
+        group="Rights",
+    ),
+    Setting(
+        "devices",
+        "DEVICES",
+        "access to a device by number",
+        check=devices,
+        metavar="b|c:MAJOR:MINOR|all:RIGHTS|none",
+        merge=merge_grants,
+        live=_LIVE_DEVICES,
+        group="Rights",
+    ),
+    Setting(
+        "devnodes",
+        "DEVNODES",
+        "access to a device by its node in the server's /dev",
+        check=devnodes,
+        metavar="NAME:RIGHTS|none",
+        merge=merge_grants,
+        live=_LIVE_DEVICES,
+        group="Rights",
+    ),
+    Setting(
+        "bindmount_add",
+        "BINDMOUNT",
+        "a directory of the server to show inside; without SOURCE a private one",
+        check=bindmount,
+        metavar="[SOURCE:]TARGET[,FLAG…]",
+        merge=merge_bindmounts,
+        group="Mounts",
+    ),
+    Setting(
+        "bindmount_del",
+        "BINDMOUNT",
+        "a bind mount to remove, or all",
+        metavar="TARGET|all",
+        merge=remove_bindmounts,
+        group="Mounts",
+    ),
+    Setting(
+        "noatime",
+        "NOATIME",
+        "do not record when files were read",
+        check=yes_no,
+        choices=("yes", "no"),
+        group="Mounts",
+    ),
+    Setting(
+        "class_id",
+        "CLASSID",
+        "traffic class (obsolete; kept in the file)",
+        check=whole(0, 15),
+        metavar="N",
+        group="Obsolete",
+    ),
+    Setting(
+        "offline_management",
+        "OFFLINE_MANAGEMENT",
+        "management panel (obsolete; kept in the file)",
+        check=yes_no,
+        choices=("yes", "no"),
+        group="Obsolete",
+    ),
+    Setting(
+        "offline_service",
+        "OFFLINE_SERVICE",
+        "services of the management panel (obsolete; kept in the file)",
+        metavar="NAME…",
+        group="Obsolete",
+    ),
+)
