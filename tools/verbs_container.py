@@ -11,7 +11,6 @@ from runtime import locks, registry
 from runtime.errors import CommandFailed, InvalidOption, StartDisabled
 from tools import environments, lifecycle
 from tools._command import JSON, Context, Option, Verb, option
-from tools._settings import set_container, setting_options, settings_given
 
 if TYPE_CHECKING:
     from runtime.container import Container
@@ -22,6 +21,8 @@ _NEW_ID = option("ident", help="id of the new container (above 100), or its name
 
 def create(context: Context, args: argparse.Namespace) -> None:
     """Create a container."""
+    from tools._settings import settings_given
+
     given = settings_given(args, context)
     if args.ident.isdecimal() or not _is_name(args.ident, given):
         ctid = registry.check_new_ctid(args.ident)
@@ -157,6 +158,8 @@ def destroy(context: Context, args: argparse.Namespace) -> None:
 
 def set_verb(context: Context, args: argparse.Namespace) -> None:
     """Change settings of a container, live and, with --save, in its configuration."""
+    from tools._settings import set_container
+
     set_container(context, environments.find_container(context, args.ident), args)
 
 
@@ -239,6 +242,8 @@ _REST = "COMMAND…  is run by the container's shell; '-' reads it from standard
 
 
 def _create_options() -> tuple[Option, ...]:
+    from tools._settings import setting_options
+
     return (
         _NEW_ID,
         option("--ostemplate", help="OS template (vzpkg list -O)", metavar="NAME"),
@@ -256,6 +261,8 @@ def _create_options() -> tuple[Option, ...]:
 
 
 def _set_options() -> tuple[Option, ...]:
+    from tools._settings import setting_options
+
     return (ID, *setting_options())
 
 
