@@ -34,6 +34,9 @@ def main() -> int:
     for one in results:
         if one.outcome == "fail" or options.verbose:
             print(f"{one.outcome:4} {one.area}.{one.name}: {one.text}")
+    if options.verbose:
+        for one in sorted(results, key=lambda r: -r.seconds)[:10]:
+            print(f"{one.seconds:6.2f} s {one.area}.{one.name}")
     tally = Counter(r.outcome for r in results)
     checks = sum(r.checks for r in results)
     print(

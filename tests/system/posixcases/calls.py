@@ -7,7 +7,8 @@ measures would bend with it. Each raises OSError.
 import ctypes
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -147,5 +148,29 @@ def _with_descriptor(path: str | int, act: Callable[[int], int]) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         return act(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_syncfs = _bind("syncfs", ctypes.c_int)
+
+
+def syncfs(descriptor: int) -> None:
+    """syncfs(2)."""
+    _check(_syncfs(descriptor))
+
+
+_inotify_init1 = _bind("inotify_init1", ctypes.c_int)
+_inotify_add_watch = _bind("inotify_add_watch", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+
+
+@contextmanager
+def watch(path: str) -> Iterator[int]:
+    """Watch a path for everything with inotify(7)."""
+    descriptor = _inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    _check(descriptor)
+    try:
+        _check(_inotify_add_watch(descriptor, os.fsencode(path), 0xFFF), path)
+        yield descriptor
     finally:
         os.close(descriptor)

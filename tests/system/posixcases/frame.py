@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Ids the cases use; none needs to exist in a password file.
@@ -69,6 +69,7 @@ class Result:
     outcome: str  # "pass", "fail", "skip"
     text: str = ""
     checks: int = 0
+    seconds: float = 0.0
 
 
 CASES: list[Case] = []
@@ -101,7 +102,8 @@ def _label(value: object) -> str:
         return oct(value)
     if isinstance(value, tuple):
         return "/".join(_label(v) for v in value)
-    return str(getattr(value, "name", None) or getattr(value, "__name__", None) or value)
+    text = str(getattr(value, "name", None) or getattr(value, "__name__", None) or value)
+    return text if len(text) <= 24 else f"{text[:20]}…{len(text)}"
 
 
 class Scene:
@@ -399,12 +401,14 @@ def _work(
     os.read(go, 1)
     for number, (one, (scene, act, trouble)) in enumerate(zip(cases, acts, strict=True)):
         say(number)
+        started = time.monotonic()
         outcome, text = ("fail", trouble) if trouble else ("pass", "")
         if file_system in one.unless or f"{file_system}-{layer}" in one.unless:
             outcome, text = "skip", f"not on {file_system}"
         elif not trouble:
             outcome, text = _act(one, scene, act, mounted / f"{number:05d}")
-        say({"area": one.area, "name": one.name, "outcome": outcome, "text": text, "checks": scene.checks})
+        result = Result(one.area, one.name, outcome, text, scene.checks, time.monotonic() - started)
+        say(asdict(result))
 
 
 def _begin(one: Case, scene: Scene) -> tuple[Iterator[None] | None, str]:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import (  # noqa: F401  (importing an area registers its cases)
+    attributes,
+    data,
+    folders,
     links,
     opens,
     owners,

@@ -1,0 +1,55 @@
+"""VZFS holds to POSIX and the Linux manual pages, on either transport and over either layer.
+
+Files new in the mounted tree ("upper") show the file system by itself; files which start in a
+template layer ("lower") add a copy-up to whatever a case does. The oracles run on demand:
+`PYVZ_ORACLE=1 pytest tests/system/test_vzfs_conformance.py` lays the same cases over ext4 and
+kernel overlayfs; a case that fails there is wrong.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from posixcases import beds, suite
+
+pytestmark = pytest.mark.root
+
+SUBJECTS = [("vzfs-kernel", layer) for layer in ("upper", "lower")]
+SUBJECTS += [("vzfs-pyfuse3", layer) for layer in ("upper", "lower")]
+ORACLES = [("ext4", "upper"), ("overlayfs", "upper"), ("overlayfs", "lower")]
+CHOSEN = SUBJECTS + (ORACLES if os.environ.get("PYVZ_ORACLE") else [])
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a real file system; the trees in it are not worth keeping."""
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("area", suite.AREAS)
+@pytest.mark.parametrize(("bed", "layer"), CHOSEN, ids="-".join)
+def test_every_case_of_the_area_passes(
+    home: Path, bed: str, layer: str, area: str, record_property: pytest.RecordProperty
+) -> None:
+    kind = beds.BEDS[bed]
+    if missing := kind.missing():
+        pytest.skip(missing)
+    cases = [c for c in suite.CASES if c.area == area]
+    results = suite.run_on(kind, home, layer, cases)
+    tally = Counter(r.outcome for r in results)
+    record_property("cases", dict(tally))
+    record_property("checks", sum(r.checks for r in results))
+    wrong = [f"{r.name}: {r.text}" for r in results if r.outcome == "fail"]
+    assert not wrong, f"{len(wrong)} of {len(cases)} cases fail:\n" + "\n".join(wrong[:40])
+    # A suite that skips its way through would pass on anything.
+    assert tally["pass"] >= len(cases) * 0.9
+
+
+def test_no_case_is_registered_twice() -> None:
+    # Names of axes values are cut; what they call must still tell cases apart in a report.
+    assert len(suite.CASES) > 7000
+    assert len(suite.AREAS) >= 9
