@@ -198,7 +198,7 @@ class Accounting:
     def created(self, uid: int, gid: int, reserved: int, blocks: int) -> None:
         """A new inode, for which ``reserved`` blocks were reserved, turned out to have ``blocks``."""
         if blocks != reserved:
-            self.ledger.charge(uid, gid, blocks - reserved, 0)
+            self.ledger.record(uid, gid, blocks - reserved, 0)
 
     def opened(self, st: os.stat_result, fd: int) -> Charge:
         """A file is opened for writing; ``st`` is its status now, ``fd`` stays open till ``closed``."""
@@ -254,10 +254,10 @@ class Accounting:
         """
         charge = self.charges.get(st.st_ino)
         if charge is None:
-            self.ledger.charge(st.st_uid, st.st_gid, st.st_blocks - before - reserved, 0)
+            self.ledger.record(st.st_uid, st.st_gid, st.st_blocks - before - reserved, 0)
         else:
             growth = st.st_blocks - charge.blocks
-            self.ledger.charge(charge.uid, charge.gid, growth - reserved, 0)
+            self.ledger.record(charge.uid, charge.gid, growth - reserved, 0)
             self._record(charge, st.st_blocks)
 
     def charged(self, st: os.stat_result) -> int:
@@ -324,7 +324,7 @@ class Accounting:
     def settle(self, charge: Charge, blocks: int) -> None:
         """Charge what the inode has grown (or shrunk) by since it was last looked at."""
         if blocks != charge.blocks:
-            self.ledger.charge(charge.uid, charge.gid, blocks - charge.blocks, 0)
+            self.ledger.record(charge.uid, charge.gid, blocks - charge.blocks, 0)
             self._record(charge, blocks)
 
     def tick(self) -> None:

@@ -216,7 +216,7 @@ class Ledger:
             group = self._groups.get(gid) or self._account(GROUP, gid, refuse=False)
             self._give_back(group, blocks, inodes)
 
-    def charge(self, uid: int, gid: int, blocks: int, inodes: int) -> None:
+    def record(self, uid: int, gid: int, blocks: int, inodes: int) -> None:
         """Record what was taken already (or negative: given back); no limit stops it."""
         if blocks < 0 or inodes < 0:
             self.release(uid, gid, max(-blocks, 0), max(-inodes, 0))
@@ -235,7 +235,7 @@ class Ledger:
         for account in accounts:
             self._take(account, blocks, inodes)
 
-    def transfer(  # noqa: PLR0917 - the protocol of the overlay core
+    def transfer(
         self, old_uid: int, old_gid: int, new_uid: int, new_gid: int, blocks: int, inodes: int
     ) -> None:
         """Move what an inode uses to new owners; raises OSError (EDQUOT), then nothing moved."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vzfs.quotadump import Dump, Parts
 from vzfs.quotaerror import (
     EXIT_CROSSES,
     EXIT_FILE,
@@ -135,7 +136,11 @@ class _Edit:
                 "cannot get the lock of this quota file",
                 "another quota command is at work on it",
             ) from error
-        return self.file
+        file = self.file
+        if not file.served and file.dirty:
+            # Said in so many words, or the next checksum would hide it.
+            file.set_flags(on=F_DIRTY)
+        return file
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
@@ -425,6 +430,32 @@ def reload_owners(path: Path) -> None:
         if file.running and file.flags & F_UGID:
             file.announce()
             file.sync()
+
+
+def load(path: Path, dump: Dump, parts: Parts) -> None:
+    """Put what was dumped into the file; raises QuotaError (5 unless the quota is off)."""
+    with _Edit(path) as file:
+        if file.running or file.served:
+            raise QuotaError(EXIT_RUNNING, "Quota is running, stop it first", "vzquota off")
+        limits = file.limits()
+        if dump.first:
+            soft, hard, inode_soft, inode_hard, expire, inode_expire = dump.first
+            limits = Changes(soft, hard, inode_soft, inode_hard, expire, inode_expire).apply(limits)
+        for kind, (blocks, inodes) in dump.grace.items():
+            _grace(limits, kind, blocks, inodes)
+        known = {(record.kind, record.ident): record for record in file.records()}
+        for given in dump.records:
+            record = known.get((given.kind, given.ident), Record(given.kind, given.ident))
+            if parts.limits:
+                record.block_soft, record.block_hard = given.block_soft, given.block_hard
+                record.inode_soft, record.inode_hard = given.inode_soft, given.inode_hard
+                record.changed = int(time.time())
+            if parts.times:
+                record.usage.block_time = given.usage.block_time
+                record.usage.inode_time = given.usage.inode_time
+            file.write_record(record)
+        file.write_limits(limits)
+        _settled(file)
 
 
 # what the settings of a container need

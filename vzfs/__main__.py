@@ -1,0 +1,137 @@
+"""Stand-alone use: ``python -m vzfs mount --lower A:B --upper P --mount M``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from vzfs import server, syscalls
+from vzfs.options import Options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vzfs",
+        description="Mount a copy-on-write view of read-only directories.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    mount = verbs.add_parser("mount", help="mount and serve until unmounted")
+    mount.add_argument(
+        "--lower",
+        required=True,
+        help="read-only directories, top-most first, separated by colons",
+        metavar="DIR[:DIR…]",
+    )
+    mount.add_argument("--upper", required=True, type=Path, help="private directory", metavar="DIR")
+    mount.add_argument("--mount", required=True, type=Path, help="mount point", metavar="DIR")
+    mount.add_argument(
+        "--work", type=Path, help="work area on the file system of --upper", metavar="DIR"
+    )
+    mount.add_argument(
+        "--transport",
+        choices=("auto", "kernel", "pyfuse3"),
+        default="auto",
+        help="how requests arrive (default: kernel where it can)",
+    )
+    mount.add_argument("--no-passthrough", action="store_true", help="let all data pass the server")
+    mount.add_argument("--template-area", type=Path, help="where magic links lead", metavar="DIR")
+    mount.add_argument(
+        "--magic-links", action="store_true", help="users of the mount may make magic links"
+    )
+    mount.add_argument(
+        "--no-sync-copies",
+        action="store_true",
+        help="do not wait for the disk when a file is copied up",
+    )
+    mount.add_argument(
+        "--timeout", type=float, default=3600.0, help="seconds names are cached", metavar="S"
+    )
+    mount.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    umount = verbs.add_parser("umount", help="unmount")
+    umount.add_argument("target", type=Path, metavar="DIR")
+    verbs.add_parser("probe", help="say what this kernel offers")
+    return parser
+
+
+def _mount(args: argparse.Namespace) -> int:
+    options = Options(
+        lower=tuple(Path(part).absolute() for part in args.lower.split(":") if part),
+        upper=args.upper.absolute(),
+        work=args.work.absolute()
+        if args.work
+        else args.upper.absolute().with_name(args.upper.name + ".work"),
+        transport=args.transport,
+        passthrough=not args.no_passthrough,
+        template_area=args.template_area.absolute() if args.template_area else None,
+        magic_links=args.magic_links,
+        sync_copies=not args.no_sync_copies,
+        timeout_s=args.timeout,
+    )
+    for path in (*options.lower, options.upper, args.mount):
+        if not path.is_dir():
+            print(f"vzfs: {path}: not a directory", file=sys.stderr)
+            return 2
+    fd = server.open_device()
+    server.mount(fd, options, args.mount)
+    try:
+        if args.foreground:
+            server.serve(fd, options)
+            return 0
+        return _serve_detached(fd, options)
+    except OSError:
+        syscalls.umount(args.mount, syscalls.MNT_DETACH)
+        raise
+
+
+def _serve_detached(fd: int, options: Options) -> int:
+    """Serve in a process of its own; return once requests are answered."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        os.close(fd)
+        return 0 if os.read(reader, 1) else 1
+    os.close(reader)
+    os.setsid()
+    status = 1
+    try:
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+
+        def ready() -> None:
+            os.write(writer, b"+")
+            os.close(writer)
+
+        server.serve(fd, options, ready=ready)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.verb == "mount":
+            return _mount(args)
+        if args.verb == "umount":
+            syscalls.umount(args.target)
+            return 0
+        found = server.probe()
+        print(f"kernel       {found.kernel}")
+        print(f"fuse         {'yes' if found.fuse else 'no'}")
+        print(f"passthrough  {'yes' if found.passthrough else 'no'}")
+        print(f"idmap        {'yes' if found.idmap else 'no'}")
+        if found.remark:
+            print(found.remark)
+    except OSError as error:
+        where = error.filename.decode() if isinstance(error.filename, bytes) else error.filename
+        print(f"vzfs: {where + ': ' if where else ''}{error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""The data of regular files: open, read, write, sync, allocate, seek, copy.
+
+With passthrough the kernel reads and writes the backing file itself and only open, release and
+the rarer calls arrive here. Without, a handle holds the backing file's descriptor. An operation
+which needs a descriptor and has none (a handle of a former server, or passthrough) takes one from
+a small cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from typing import NamedTuple
+
+from vzfs import syscalls
+from vzfs.attributes import Attributes
+from vzfs.inodes import File, Node
+from vzfs.overlay import failure
+
+_CAP_FSETID = 4
+_CACHED = 64
+#: Flags of an open file that matter to the backing descriptor.
+_KEPT = os.O_ACCMODE | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_NONBLOCK
+
+
+class Handle(NamedTuple):
+    """An open file of the daemon's own."""
+
+    fd: int
+    node: File
+    writes: bool
+
+
+class Files(Attributes):
+    """The operations on the contents of files."""
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        super().__init__(*arguments, **named)  # type: ignore[arg-type] # handed through unchanged
+        self.handles: dict[int, Handle] = {}
+        self._next_handle = int.from_bytes(os.urandom(3), "little") << 32
+        self._descriptors: OrderedDict[tuple[int, bool], int] = OrderedDict()
+        #: Files somebody may write to, by node id, for the ledger's timer.
+        self.written: dict[int, File] = {}
+
+    def prepare_open(self, node: Node, flags: int, uid: int, pid: int) -> File:
+        """Make a file ready for open(2) with ``flags``; returns it.
+
+        Raises `Later` while data are copied; ESTALE when the name has to be looked up again.
+        """
+        if not isinstance(node, File):
+            raise failure(errno.EISDIR)
+        if node.twin is not None:
+            raise failure(errno.ESTALE)
+        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+            return node
+        truncates = bool(flags & os.O_TRUNC)
+        if not node.private:
+            self.own_data(node, size=0 if truncates else None)
+            if node.twin is not None:
+                raise failure(errno.ESTALE)
+        self._check_protected(node, flags)
+        if truncates:
+            self._truncate(node, 0)
+            self._clear_setid(node, uid, pid)
+        return node
+
+    def _check_protected(self, node: File, flags: int) -> None:
+        """Enforce what chattr(1) set; with passthrough nobody else would."""
+        protection = self.flags(node)
+        if protection & syscalls.FS_IMMUTABLE_FL:
+            raise failure(errno.EPERM)
+        if protection & syscalls.FS_APPEND_FL and (not flags & os.O_APPEND or flags & os.O_TRUNC):
+            raise failure(errno.EPERM)
+
+    def _clear_setid(self, node: File, uid: int, pid: int) -> None:
+        """Take setuid and setgid away from a file truncated at open by an ordinary user."""
+        st = self.stat(node)
+        mode = stat.S_IMODE(st.st_mode)
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode and not (uid == 0 or _has_fsetid(pid)):
+            os.chmod(self.path(node), kept, follow_symlinks=self.follow(node))
+
+    def opened(self, node: File, flags: int) -> None:
+        """Count an open file."""
+        node.opens += 1
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            if not node.writers and self.ledger is not None:
+                node.charged = self.stat(node).st_blocks
+                self.written[node.nid] = node
+            node.writers += 1
+
+    def closed(self, node: File, flags: int) -> None:
+        """Count a file closed; called once for every `opened`."""
+        if node.opens:
+            node.opens -= 1
+        if flags & os.O_ACCMODE != os.O_RDONLY and node.writers:
+            node.writers -= 1
+            if self.ledger is not None:
+                self.measure(node)
+                if not node.writers:
+                    self.written.pop(node.nid, None)
+        if not node.opens and node.nid in self.orphans:
+            self.orphans.discard(node.nid)
+            self._discharge(self.stat(node))
+
+    def measure(self, node: File) -> None:
+        """Tell the ledger what a file being written uses by now."""
+        if self.ledger is None:
+            return
+        st = self.stat(node)
+        delta = st.st_blocks - node.charged
+        node.charged = st.st_blocks
+        if delta > 0:
+            self.record(st.st_uid, st.st_gid, delta)
+        elif delta < 0:
+            self.ledger.release(st.st_uid, st.st_gid, -delta, 0)
+
+    # handles
+
+    def open_handle(self, node: File, flags: int, fd: int = -1) -> int:
+        """Return the number of a new handle; takes ``fd`` over when one is given."""
+        if fd < 0:
+            fd = self.open_file(node, flags & _KEPT & ~os.O_APPEND)
+        self._next_handle += 1
+        self.handles[self._next_handle] = Handle(fd, node, flags & os.O_ACCMODE != os.O_RDONLY)
+        return self._next_handle
+
+    def close_handle(self, number: int) -> None:
+        """Close a handle; an unknown one is somebody else's."""
+        handle = self.handles.pop(number, None)
+        if handle is not None:
+            os.close(handle.fd)
+
+    def descriptor(self, node: Node, number: int, *, write: bool) -> int:
+        """Return a descriptor of the file's data, valid until the request ends."""
+        handle = self.handles.get(number)
+        if handle is not None and (handle.writes or not write):
+            return handle.fd
+        if not isinstance(node, File):
+            raise failure(errno.EISDIR)
+        if node.twin is not None and write:
+            node = node.twin
+        key = (node.nid, write)
+        fd = self._descriptors.get(key, -1)
+        if fd >= 0:
+            return fd
+        if write and not node.private:
+            self.own_data(node)
+        fd = self.open_file(node, os.O_RDWR if write else os.O_RDONLY)
+        self._descriptors[key] = fd
+        return fd
+
+    def drop_descriptors(self, node: File) -> None:
+        """Close what the cache holds of a file."""
+        for write in (False, True):
+            fd = self._descriptors.pop((node.nid, write), -1)
+            if fd >= 0:
+                os.close(fd)
+
+    def data_changed(self, node: File) -> None:
+        """Let handles open for reading see the copy instead of the lower file."""
+        super().data_changed(node)
+        self.drop_descriptors(node)
+        for handle in self.handles.values():
+            if handle.node is node:
+                fd = self.open_file(node, os.O_RDONLY)
+                os.dup2(fd, handle.fd, inheritable=False)
+                os.close(fd)
+
+    def retire(self, node: Node) -> None:
+        """Release what a forgotten node held."""
+        if isinstance(node, File) and self._descriptors:
+            self.drop_descriptors(node)
+        super().retire(node)
+
+    def trim(self) -> None:
+        """Bound what is held; called between requests."""
+        super().trim()
+        while len(self._descriptors) > _CACHED:
+            _, fd = self._descriptors.popitem(last=False)
+            os.close(fd)
+
+    # data
+
+    def read(self, node: Node, number: int, offset: int, size: int) -> bytes:
+        """Return up to ``size`` bytes."""
+        return os.pread(self.descriptor(node, number, write=False), size, offset)
+
+    def write(self, node: Node, number: int, offset: int, data: memoryview) -> int:
+        """Write all of ``data``; returns the count. Raises ENOSPC, EDQUOT, EFBIG."""
+        fd = self.descriptor(node, number, write=True)
+        if self.ledger is None or not isinstance(node, File):
+            return os.pwrite(fd, data, offset)
+        real = node.twin or node
+        before = os.fstat(fd)
+        if not real.writers:
+            real.charged = before.st_blocks
+        wanted = self._growth(before, offset, len(data))
+        if wanted:
+            self.ledger.reserve(before.st_uid, before.st_gid, wanted, 0)
+        try:
+            return os.pwrite(fd, data, offset)
+        finally:
+            if wanted:
+                self.ledger.release(before.st_uid, before.st_gid, wanted, 0)
+            after = os.fstat(fd)
+            delta = after.st_blocks - real.charged
+            real.charged = after.st_blocks
+            if delta > 0:
+                self.record(after.st_uid, after.st_gid, delta)
+            elif delta < 0:
+                self.ledger.release(after.st_uid, after.st_gid, -delta, 0)
+
+    @staticmethod
+    def _growth(st: os.stat_result, offset: int, length: int) -> int:
+        """Return the most blocks of 512 bytes a write can add."""
+        unit = st.st_blksize
+        first, last = offset // unit, (offset + length + unit - 1) // unit
+        allocated = st.st_blocks * 512
+        if st.st_size <= allocated and last * unit <= allocated:
+            return 0  # no holes, inside what there is
+        if st.st_size <= allocated:
+            return max(0, last * unit - max(allocated, first * unit)) // 512
+        return (last - first) * unit // 512
+
+    def fsync(self, node: Node, number: int, *, data_only: bool) -> None:
+        """Make a file or directory durable."""
+        handle = self.handles.get(number)
+        if handle is not None:
+            fd, own = handle.fd, False
+        elif isinstance(node, File):
+            real = node.twin or node
+            if not real.has_copy:
+                return
+            fd, own = self.open_file(real, os.O_RDONLY, data=False), True
+        else:
+            fd, own = os.open(self.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), True
+        try:
+            if data_only:
+                os.fdatasync(fd)
+            else:
+                os.fsync(fd)
+        finally:
+            if own:
+                os.close(fd)
+
+    def fallocate(self, node: Node, number: int, mode: int, offset: int, length: int) -> None:
+        """Do fallocate(2) of any mode."""
+        fd = self.descriptor(node, number, write=True)
+        if self.ledger is None or not isinstance(node, File):
+            syscalls.fallocate(fd, mode, offset, length)
+            return
+        before = os.fstat(fd)
+        releases = mode & (syscalls.FALLOC_FL_PUNCH_HOLE | 0x08)
+        wanted = 0 if releases else self._growth(before, offset, length)
+        if wanted:
+            self.ledger.reserve(before.st_uid, before.st_gid, wanted, 0)
+        try:
+            syscalls.fallocate(fd, mode, offset, length)
+        finally:
+            if wanted:
+                self.ledger.release(before.st_uid, before.st_gid, wanted, 0)
+            self.recharge(node.twin or node, before, os.fstat(fd))
+
+    def lseek(self, node: Node, number: int, offset: int, whence: int) -> int:
+        """Return where the next data or hole is, lseek(2)."""
+        return os.lseek(self.descriptor(node, number, write=False), offset, whence)
+
+    def copy_range(
+        self,
+        source: Node,
+        source_handle: int,
+        source_offset: int,
+        target: Node,
+        target_handle: int,
+        target_offset: int,
+        length: int,
+    ) -> int:
+        """Copy bytes between files in the kernel; returns the count."""
+        target_fd = self.descriptor(target, target_handle, write=True)
+        source_fd = self.descriptor(source, source_handle, write=False)
+        before = os.fstat(target_fd)
+        length = min(length, 1 << 30)
+        wanted = 0
+        if self.ledger is not None:
+            wanted = self._growth(before, target_offset, length)
+            self.ledger.reserve(before.st_uid, before.st_gid, wanted, 0)
+        try:
+            return os.copy_file_range(source_fd, target_fd, length, source_offset, target_offset)
+        finally:
+            if self.ledger is not None and isinstance(target, File):
+                self.ledger.release(before.st_uid, before.st_gid, wanted, 0)
+                self.recharge(target.twin or target, before, os.fstat(target_fd))
+
+    def tick(self) -> None:
+        """Measure the files being written; called about once a second."""
+        for node in list(self.written.values()):
+            try:
+                self.measure(node)
+            except OSError:
+                self.written.pop(node.nid, None)
+
+
+def _has_fsetid(pid: int) -> bool:
+    """Tell whether a process may keep setuid bits; asked where its uid is not known."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("CapEff:"):
+                    return bool(int(line.split()[1], 16) >> _CAP_FSETID & 1)
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,237 @@
+"""Inodes the kernel knows: which files of which layers they are, and how they are reached.
+
+A node id is computed from what the node was born as: (device slot, inode number), the private
+layer being slot 0. So a server which replaces a killed one finds the same ids again. A file that
+is copied up keeps the id of its origin (it is recorded in the copy).
+
+States of a File:
+
+    lower only ──copy of metadata──► metacopy ──copy of data──► private
+         └───────────────copy of both────────────────────────────┘
+
+With passthrough an inode can have one backing file at a time. When the data must become private
+while readers still hold the lower file, the node *splits*: the old node stays with its readers
+(its ``twin`` points to the new one, which answers for attributes), the name leads to the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from vzfs import protocol
+
+if TYPE_CHECKING:
+    from vzfs.layers import Place
+    from vzfs.listing import Listing
+
+SLOT_SHIFT = 52
+INODE_MASK = (1 << SLOT_SHIFT) - 1
+#: Slot of ids which could not be computed (an inode number beyond 52 bits): plain numbers.
+UNCOMPUTED = 0xFFF
+
+
+class Node:
+    """What a node id stands for."""
+
+    __slots__ = ("fd", "ino", "lookups", "name", "nid", "parent")
+
+    def __init__(self, nid: int, ino: int, parent: Directory | None, name: bytes) -> None:
+        self.nid = nid
+        #: st_ino as users see it.
+        self.ino = ino
+        self.parent = parent
+        self.name = name
+        #: References the kernel holds.
+        self.lookups = 0
+        #: O_PATH descriptor of the object once it has no name we know; else -1.
+        self.fd = -1
+
+    def release(self) -> None:
+        """Close what the node holds."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Directory(Node):
+    """A directory: private, lower, or both merged."""
+
+    __slots__ = ("default_acl", "impure", "listing", "lows", "up")
+
+    def __init__(
+        self,
+        nid: int,
+        ino: int,
+        parent: Directory | None,
+        name: bytes,
+        up: Place | None,
+        lows: tuple[Place, ...],
+    ) -> None:
+        super().__init__(nid, ino, parent, name)
+        self.up = up
+        self.lows = lows
+        #: Entries of the private directory may carry marks; None when not looked at yet.
+        self.impure: bool | None = None
+        #: Whether new entries inherit an ACL; None when not looked at yet.
+        self.default_acl: bool | None = None
+        self.listing: Listing | None = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether entries come from more than the private layer."""
+        return bool(self.lows)
+
+
+class File(Node):
+    """Anything that is not a directory."""
+
+    __slots__ = (
+        "backing",
+        "backing_private",
+        "charged",
+        "escaped",
+        "flags",
+        "kind",
+        "links",
+        "loname",
+        "low",
+        "lower_fd",
+        "meta",
+        "opens",
+        "twin",
+        "up",
+        "upname",
+        "writers",
+    )
+
+    def __init__(
+        self, nid: int, ino: int, parent: Directory | None, name: bytes, kind: int
+    ) -> None:
+        super().__init__(nid, ino, parent, name)
+        #: S_IFMT part of the mode.
+        self.kind = kind
+        #: Where the private copy is: directory and name; None while there is none.
+        self.up: Place | None = None
+        self.upname = b""
+        #: Where the lower file is.
+        self.low: Place | None = None
+        self.loname = b""
+        #: O_PATH descriptor of the lower file once its name may be gone.
+        self.lower_fd = -1
+        #: The private copy holds metadata only; the data are still the lower file's.
+        self.meta = False
+        #: Names this file has for its users, when that is not the private copy's link count.
+        self.links: int | None = None
+        #: Stands for a character device 0:0 (see layers.ESCAPED).
+        self.escaped = False
+        #: Inode flags of the private copy, None when not read yet.
+        self.flags: int | None = None
+        self.opens = 0
+        self.writers = 0
+        #: Passthrough id registered with the kernel, 0 for none, and which file it is.
+        self.backing = 0
+        self.backing_private = False
+        #: Blocks of 512 bytes the ledger has been told of while somebody may write.
+        self.charged = 0
+        self.twin: File | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether data and metadata are the container's own."""
+        return not self.meta and (self.up is not None or (self.low is None and self.fd >= 0))
+
+    @property
+    def has_copy(self) -> bool:
+        """Whether the metadata at least are the container's own."""
+        return self.up is not None or self.fd >= 0
+
+    def release(self) -> None:
+        """Close what the node holds."""
+        super().release()
+        if self.lower_fd >= 0:
+            os.close(self.lower_fd)
+            self.lower_fd = -1
+
+
+def node_id(slot: int, inode: int) -> int:
+    """Return the computed id, 0 when the inode number does not fit."""
+    return slot << SLOT_SHIFT | inode if inode <= INODE_MASK else 0
+
+
+def split_id(nid: int) -> tuple[int, int]:
+    """Return (slot, inode) of a computed id."""
+    return nid >> SLOT_SHIFT, nid & INODE_MASK
+
+
+class NodeTable:
+    """Every node the kernel has a reference to, by id."""
+
+    def __init__(self, root: Directory) -> None:
+        self.root = root
+        self.nodes: dict[int, Node] = {protocol.ROOT_ID: root}
+        #: Computed id → the id in use, for nodes which split.
+        self.moved: dict[int, int] = {}
+        self._moved_from: dict[int, int] = {}
+        self._sequence = 0
+        self._large: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def identify(self, slot: int, inode: int) -> int:
+        """Return the id for an object, computed where its inode number allows."""
+        nid = node_id(slot, inode)
+        if nid:
+            return self.moved.get(nid, nid) if self.moved else nid
+        known = self._large.get((slot, inode))
+        if known is None:
+            self._sequence += 1
+            known = self._large[slot, inode] = UNCOMPUTED << SLOT_SHIFT | self._sequence
+        return self.moved.get(known, known)
+
+    def get(self, nid: int) -> Node:
+        """Return the node. Raises ESTALE when it is unknown."""
+        node = self.nodes.get(nid)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def add(self, node: Node) -> None:
+        """Enter a node under its id."""
+        self.nodes[node.nid] = node
+
+    def split(self, node: File, slot: int, inode: int) -> File:
+        """Give the name of ``node`` a new node born as (slot, inode), and return it."""
+        nid = self.identify(slot, inode)
+        while nid in self.nodes or nid == node.nid:
+            self._sequence += 1
+            nid = UNCOMPUTED << SLOT_SHIFT | self._sequence
+        twin = File(nid, node.ino, node.parent, node.name, node.kind)
+        self.nodes[nid] = twin
+        origin = self._moved_from.get(node.nid, node.nid)
+        self.moved[origin] = nid
+        self._moved_from[nid] = origin
+        node.twin = twin
+        return twin
+
+    def forget(self, nid: int, count: int) -> Node | None:
+        """Drop ``count`` references; return the node when it was the last one."""
+        node = self.nodes.get(nid)
+        if node is None or nid == protocol.ROOT_ID:
+            return None
+        node.lookups -= count
+        if node.lookups > 0:
+            return None
+        del self.nodes[nid]
+        origin = self._moved_from.pop(nid, None)
+        if origin is not None and self.moved.get(origin) == nid:
+            del self.moved[origin]
+        return node
+
+
+def is_directory(st: os.stat_result) -> bool:
+    """Tell whether ``st`` is of a directory."""
+    return stat.S_ISDIR(st.st_mode)

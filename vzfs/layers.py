@@ -1,0 +1,350 @@
+"""Layers on disk: directories held by descriptor, whiteouts, opaque marks, redirects.
+
+The on-disk form is overlayfs's (Documentation/filesystems/overlayfs.rst), so that a private area
+can be mounted with it and inspected with ordinary tools: a whiteout is a character device 0:0, an
+opaque directory carries ``trusted.overlay.opaque=y``, a moved directory or a copy of metadata
+alone says in ``trusted.overlay.redirect`` where its lower part is. What overlayfs has no form for
+is kept in ``trusted.vzfs.*``, which it does not read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+from vzfs import syscalls
+
+OPAQUE = "trusted.overlay.opaque"
+REDIRECT = "trusted.overlay.redirect"
+METACOPY = "trusted.overlay.metacopy"
+#: On a directory: some entry needs its extended attributes read (origin, metacopy, redirect).
+IMPURE = "trusted.overlay.impure"
+#: On a copy: "<inode>:<layer tag>", the identity its node id and st_ino come from.
+ORIGIN = "trusted.vzfs.origin"
+#: On a copy of a file with several names in the layers: how many names it has now.
+NLINK = "trusted.vzfs.nlink"
+#: On an empty regular file: it stands for a character device 0:0 the user made.
+ESCAPED = "trusted.vzfs.whiteout"
+#: Prefixes of our own marks. A user's attribute of such a name is stored one level down.
+PRIVATE_PREFIXES = ("trusted.overlay.", "trusted.vzfs.")
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Absolute redirects longer than this are not written (overlayfs: OVL_REDIRECT_MAX is 256 for
+#: relative ones, and an extended attribute has to fit a block of the file system).
+REDIRECT_MAX = 1024
+
+
+def proc_path(dir_fd: int, name: bytes) -> bytes:
+    """Return a short path for calls which take no directory descriptor (extended attributes)."""
+    return b"/proc/self/fd/%d/%b" % (dir_fd, name)
+
+
+def proc_fd(fd: int) -> bytes:
+    """Return the path of what ``fd`` refers to."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def is_whiteout(st: os.stat_result) -> bool:
+    """Tell whether a directory entry hides what is below it."""
+    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def get_mark(path: bytes, name: str) -> bytes | None:
+    """Return one of our marks, None where there is none or the file system has no attributes."""
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):
+            return None
+        raise
+
+
+def get_mark_fd(fd: int, name: str) -> bytes | None:
+    """Return a mark of what an O_PATH descriptor refers to."""
+    try:
+        return os.getxattr(proc_fd(fd), name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):
+            return None
+        raise
+
+
+class Descriptors:
+    """How many directories are held open; the oldest are closed between two requests.
+
+    Closing only between requests lets an operation use a descriptor it has fetched without
+    guarding it. A closed directory is opened again from its parent when it is next needed.
+    """
+
+    def __init__(self, limit: int = 1024) -> None:
+        self.limit = limit
+        self._open: deque[Place] = deque()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, place: Place) -> None:
+        """Note that ``place`` was opened."""
+        self._open.append(place)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether `trim` has something to do."""
+        return len(self._open) > self.limit
+
+    def trim(self) -> None:
+        """Close the oldest quarter of the directories held open."""
+        goal = self.limit * 3 // 4
+        for _ in range(len(self._open)):
+            if len(self._open) <= goal:
+                break
+            place = self._open.popleft()
+            if place.pinned:
+                if place.fd >= 0:
+                    self._open.append(place)
+            else:
+                place.close()
+
+
+class Place:
+    """A directory of one layer: its parent and name there, and a descriptor while in use."""
+
+    __slots__ = ("descriptors", "fd", "layer", "name", "parent", "pinned")
+
+    def __init__(
+        self, descriptors: Descriptors, layer: int, parent: Place | None, name: bytes, fd: int = -1
+    ) -> None:
+        self.descriptors = descriptors
+        #: 0 for the private layer, then the lower ones from the top.
+        self.layer = layer
+        self.parent = parent
+        self.name = name
+        self.fd = fd
+        #: Never closed while it lives: a root, or a removed directory nobody can open again.
+        self.pinned = parent is None
+
+    def open(self) -> int:
+        """Return an O_PATH descriptor, valid until the request ends. Raises OSError."""
+        if self.fd >= 0:
+            return self.fd
+        chain = [self]
+        up = self.parent
+        while up is not None and up.fd < 0:
+            chain.append(up)
+            up = up.parent
+        if up is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        fd = up.fd
+        for place in reversed(chain):
+            fd = os.open(place.name, _DIRECTORY, dir_fd=fd)
+            place.fd = fd
+            place.descriptors.add(place)
+        return fd
+
+    def child(self, name: bytes) -> Place:
+        """Return the directory ``name`` in this one, not opened yet."""
+        return Place(self.descriptors, self.layer, self, name)
+
+    def close(self) -> None:
+        """Give the descriptor back; the place stays usable."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def mark(self, name: str) -> bytes | None:
+        """Return a mark of this directory."""
+        return get_mark_fd(self.open(), name)
+
+    def components(self) -> list[bytes]:
+        """Return the names from the layer's root down to here."""
+        names = []
+        place: Place | None = self
+        while place is not None and place.parent is not None:
+            names.append(place.name)
+            place = place.parent
+        names.reverse()
+        return names
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class Layer(NamedTuple):
+    """One opened layer."""
+
+    path: Path
+    root: Place
+    #: Index of its device in the stack, part of every node id (0 is the private layer's own).
+    slot: int
+    device: int
+    #: Ties an origin mark to this very layer, so that a copied private area is not misread.
+    tag: str
+
+
+class Stack:
+    """The private layer, the work area and the lower layers, opened."""
+
+    def __init__(
+        self, lower: tuple[Path, ...], upper: Path, work: Path, descriptor_limit: int = 1024
+    ) -> None:
+        """Open everything. Raises OSError (with the path) when a layer is missing.
+
+        Lower layers are reached through detached read-only mounts, so that nothing opened through
+        them can write into a template. Where the kernel refuses that (no CAP_SYS_ADMIN) the plain
+        directory is used.
+        """
+        self.descriptors = Descriptors(descriptor_limit)
+        self.upper = self._open(0, upper, read_only=False)
+        self.work_path = work
+        self.work = self._area(work)
+        self.temporary = self._area(work / "work")
+        self.index = self._area(work / "index")
+        if os.fstat(self.work).st_dev != self.upper.device:
+            raise OSError(errno.EXDEV, "the work area is on another file system", str(work))
+        #: (device, read through a layer other than the private one) in order of first use
+        self._devices: list[int] = []
+        self.lower = tuple(
+            self._open(number, path, read_only=True) for number, path in enumerate(lower, start=1)
+        )
+        #: All of them by number.
+        self.layers = (self.upper, *self.lower)
+        self._by_tag = {layer.tag: layer for layer in self.lower}
+
+    @staticmethod
+    def _area(path: Path) -> int:
+        path.mkdir(mode=0o700, exist_ok=True)
+        return os.open(path, _DIRECTORY)
+
+    def _open(self, number: int, path: Path, *, read_only: bool) -> Layer:
+        fd = -1
+        if read_only:
+            try:
+                fd = syscalls.clone_mount(path, read_only=True)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
+                    raise
+        if fd < 0:
+            fd = os.open(path, _DIRECTORY)
+        st = os.fstat(fd)
+        if not stat.S_ISDIR(st.st_mode):
+            os.close(fd)
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        slot = 0
+        if number:
+            if st.st_dev not in self._devices:
+                self._devices.append(st.st_dev)
+            slot = self._devices.index(st.st_dev) + 1
+        tag = f"{st.st_ino:x}.{st.st_ctime_ns & 0xFFFFFFFF:x}"
+        return Layer(path, Place(self.descriptors, number, None, b"", fd), slot, st.st_dev, tag)
+
+    def origin(self, layer: int, st: os.stat_result) -> bytes:
+        """Return the origin mark for a copy of the file ``st`` of a lower layer."""
+        return f"{st.st_ino}:{self.layers[layer].tag}".encode()
+
+    def parse_origin(self, mark: bytes) -> tuple[int, int] | None:
+        """Return (slot, inode) of an origin mark, None when it is of other layers."""
+        inode, _, tag = mark.partition(b":")
+        layer = self._by_tag.get(tag.decode("ascii", "replace"))
+        if layer is None or not inode.isdigit():
+            return None
+        return layer.slot, int(inode)
+
+    def close(self) -> None:
+        """Close the areas; the layers' descriptors go with their places."""
+        for fd in (self.work, self.temporary, self.index):
+            os.close(fd)
+
+
+class Found(NamedTuple):
+    """A name found in a directory of the lower layers."""
+
+    stat: os.stat_result
+    place: Place
+    name: bytes
+    #: For a directory: it and the directories of the same name further down it merges with.
+    directories: tuple[Place, ...]
+
+
+def find_lower(places: tuple[Place, ...], name: bytes) -> Found | None:
+    """Look ``name`` up in merged lower directories, top-most first.
+
+    Honours whiteouts, opaque marks and redirects of layers which were private areas themselves.
+    """
+    found: Found | None = None
+    merged: list[Place] = []
+    wanted = name
+    for number, place in enumerate(places):
+        try:
+            st = os.stat(wanted, dir_fd=place.open(), follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(st.st_mode):
+            here = place.child(wanted)
+            merged.append(here)
+            if found is None:
+                found = Found(st, place, wanted, ())
+            if number + 1 == len(places):
+                break
+            marks = os.listxattr(proc_path(place.open(), wanted), follow_symlinks=False)
+            if OPAQUE in marks:
+                break
+            if REDIRECT in marks:
+                target = here.mark(REDIRECT) or b""
+                if target.startswith(b"/"):
+                    rest = tuple(_root(p) for p in _distinct_layers(places[number + 1 :]))
+                    merged.extend(resolve(rest, target))
+                    break
+                wanted = target
+            continue
+        if found is not None or is_whiteout(st):
+            break
+        return Found(st, place, wanted, ())
+    if found is None:
+        return None
+    return found._replace(directories=tuple(merged))
+
+
+def _root(place: Place) -> Place:
+    while place.parent is not None:
+        place = place.parent
+    return place
+
+
+def _distinct_layers(places: tuple[Place, ...]) -> list[Place]:
+    seen: set[int] = set()
+    kept = []
+    for place in places:
+        if place.layer not in seen:
+            seen.add(place.layer)
+            kept.append(place)
+    return kept
+
+
+def resolve(roots: tuple[Place, ...], path: bytes) -> tuple[Place, ...]:
+    """Return the merged lower directories an absolute redirect names, () when none is there."""
+    places = roots
+    for name in path.split(b"/"):
+        if not name:
+            continue
+        found = find_lower(places, name)
+        if found is None or not found.directories:
+            return ()
+        places = found.directories
+    return places
+
+
+def resolve_file(roots: tuple[Place, ...], path: bytes) -> Found | None:
+    """Return the lower file an absolute redirect names, None when it is gone."""
+    directory, _, name = path.rpartition(b"/")
+    places = resolve(roots, directory)
+    return find_lower(places, name) if places else None
+
+
+def lower_path(place: Place, name: bytes) -> bytes:
+    """Return the absolute redirect for the entry ``name`` of a lower directory."""
+    return b"/" + b"/".join([*place.components(), name])

@@ -1,0 +1,546 @@
+"""Operations on names: create, link, unlink, rename.
+
+What a name leads to in the lower layers is hidden by a whiteout. All whiteouts are hard links to
+one inode in the work area: they cost a directory entry and nothing else, and they are not charged
+to anybody. Every change of a visible name is one rename(2) or one link(2), so that a crash leaves
+the old or the new state.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vzfs import layers, syscalls
+from vzfs.copyup import CopyUp
+from vzfs.inodes import Directory, File, Node
+from vzfs.layers import proc_fd, proc_path
+from vzfs.overlay import failure, proc_directory
+
+WHITEOUT = b"whiteout"
+DEFAULT_ACL = "system.posix_acl_default"
+ACCESS_ACL = "system.posix_acl_access"
+MAGIC = b"////"
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Caller(NamedTuple):
+    """On whose behalf something is created."""
+
+    uid: int
+    gid: int
+    umask: int
+    pid: int = 0
+
+
+class Naming(CopyUp):
+    """Operations which add, move and remove names."""
+
+    # helpers
+
+    def has_default_acl(self, directory: Directory) -> bool:
+        """Tell whether what is made in a directory inherits an ACL from it."""
+        if directory.default_acl is None:
+            try:
+                os.getxattr(self.path(directory), DEFAULT_ACL)
+                directory.default_acl = True
+            except OSError:
+                directory.default_acl = False
+        return directory.default_acl
+
+    def lower_has(self, directory: Directory, name: bytes) -> bool:
+        """Tell whether the lower layers show ``name``, whatever the private one says."""
+        return bool(directory.lows) and layers.find_lower(directory.lows, name) is not None
+
+    def whiteout(self, dir_fd: int, name: bytes) -> None:
+        """Make a whiteout of a free name."""
+        work = self.stack.temporary
+        try:
+            os.link(WHITEOUT, name, src_dir_fd=work, dst_dir_fd=dir_fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EMLINK):
+                raise
+            spare = self.temporary_name()
+            os.mknod(spare, stat.S_IFCHR | 0o600, 0, dir_fd=work)
+            os.rename(spare, WHITEOUT, src_dir_fd=work, dst_dir_fd=work)
+            os.link(WHITEOUT, name, src_dir_fd=work, dst_dir_fd=dir_fd, follow_symlinks=False)
+
+    def _is_whiteout(self, dir_fd: int, name: bytes) -> bool:
+        try:
+            return layers.is_whiteout(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
+    def changed(self, directory: Directory) -> None:
+        """Note that a name was added."""
+        if directory.listing is not None:
+            directory.listing.stale = True
+
+    def _new(
+        self,
+        parent: Directory,
+        name: bytes,
+        mode: int,
+        caller: Caller,
+        make: Callable[[int, bytes, int], int],
+        *,
+        mark: str = "",
+    ) -> tuple[Node, os.stat_result, int]:
+        """Create an object, owned by the caller; return its node, attributes, descriptor.
+
+        ``make(dir_fd, name, mode)`` creates it and returns an open descriptor or -1.
+        """
+        dir_fd = self.private(parent)
+        inherits = self.has_default_acl(parent)
+        if not inherits:
+            mode &= ~caller.umask
+        above = os.stat(dir_fd)
+        gid = above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
+        if stat.S_ISDIR(mode) and above.st_mode & stat.S_ISGID:
+            mode |= stat.S_ISGID
+        if self.ledger is not None:
+            self.ledger.reserve(caller.uid, gid, 0, 1)
+        try:
+            covered = bool(parent.lows) and self._is_whiteout(dir_fd, name)
+            if covered or mark:
+                fd, st = self._new_aside(parent, name, mode, caller.uid, gid, make, covered, mark)
+            else:
+                fd = make(dir_fd, name, mode)
+                st = self._give(dir_fd, name, fd, mode, caller.uid, gid)
+            self._charge_created(dir_fd, name, fd, st, above)
+        except BaseException:
+            if self.ledger is not None:
+                self.ledger.release(caller.uid, gid, 0, 1)
+            raise
+        if mark:
+            self.make_impure(parent)
+        self.changed(parent)
+        assert parent.up is not None
+        if mark:
+            node, st = self._copy(parent, parent.up, name, name, st, proc_path(dir_fd, name))
+        else:
+            node = self._plain(parent, parent.up, name, st)
+        return node, st, fd
+
+    def _give(
+        self, dir_fd: int, name: bytes, fd: int, mode: int, uid: int, gid: int
+    ) -> os.stat_result:
+        """Give a fresh object its owner, and the mode bits which chown(2) takes away."""
+        st = os.stat(fd) if fd >= 0 else os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        special = mode & (stat.S_ISUID | stat.S_ISGID)
+        if st.st_uid == uid and st.st_gid == gid and st.st_mode & special == special:
+            return st
+        if st.st_uid != uid or st.st_gid != gid:
+            if fd >= 0:
+                os.chown(fd, uid, gid)
+            else:
+                os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+        if special and not stat.S_ISLNK(mode):
+            wanted = stat.S_IMODE(st.st_mode) | special
+            os.chmod(proc_fd(fd) if fd >= 0 else proc_path(dir_fd, name), wanted)
+        return os.stat(fd) if fd >= 0 else os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+    def _new_aside(
+        self,
+        parent: Directory,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        make: Callable[[int, bytes, int], int],
+        covered: bool,
+        mark: str,
+    ) -> tuple[int, os.stat_result]:
+        """Create an object in the work area, complete it, and move it over a whiteout."""
+        work = self.stack.temporary
+        shop = -1
+        shop_name = b""
+        if self.has_default_acl(parent):
+            # A directory with the same default ACL, so that the object inherits it.
+            shop_name = self.temporary_name()
+            os.mkdir(shop_name, 0o700, dir_fd=work)
+            acl = os.getxattr(self.path(parent), DEFAULT_ACL)
+            os.setxattr(proc_path(work, shop_name), DEFAULT_ACL, acl)
+            shop = os.open(shop_name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=work)
+        here = shop if shop >= 0 else work
+        spare = self.temporary_name()
+        target = self.private(parent)
+        try:
+            fd = make(here, spare, mode)
+            st = self._give(here, spare, fd, mode, uid, gid)
+            if mark:
+                os.setxattr(proc_path(here, spare), mark, b"y")
+            if stat.S_ISDIR(mode):
+                os.setxattr(proc_path(here, spare), layers.OPAQUE, b"y")
+                if covered:
+                    syscalls.rename(here, spare, target, name, syscalls.RENAME_EXCHANGE)
+                    os.unlink(spare, dir_fd=here)
+                else:
+                    os.rename(spare, name, src_dir_fd=here, dst_dir_fd=target)
+            elif covered:
+                os.rename(spare, name, src_dir_fd=here, dst_dir_fd=target)
+            else:
+                syscalls.rename(here, spare, target, name, syscalls.RENAME_NOREPLACE)
+        finally:
+            if shop >= 0:
+                os.close(shop)
+                os.rmdir(shop_name, dir_fd=work)
+        return fd, st
+
+    def _charge_created(
+        self, dir_fd: int, name: bytes, fd: int, st: os.stat_result, above: os.stat_result
+    ) -> None:
+        """Charge the blocks of a fresh object and of the entry in its directory."""
+        if self.ledger is None:
+            return
+        grown = os.stat(dir_fd).st_blocks - above.st_blocks
+        try:
+            if grown:
+                self.ledger.reserve(above.st_uid, above.st_gid, grown, 0)
+            if st.st_blocks:
+                self.ledger.reserve(st.st_uid, st.st_gid, st.st_blocks, 0)
+        except OSError:
+            if fd >= 0:
+                os.close(fd)
+            if stat.S_ISDIR(st.st_mode):
+                os.rmdir(name, dir_fd=dir_fd)
+            else:
+                os.unlink(name, dir_fd=dir_fd)
+            raise
+
+    def _discharge(self, st: os.stat_result, blocks: int | None = None) -> None:
+        """Tell the ledger that an object is gone."""
+        if self.ledger is not None:
+            count = st.st_blocks if blocks is None else blocks
+            self.ledger.release(st.st_uid, st.st_gid, count, 1)
+
+    # creation
+
+    def create(
+        self, parent: Directory, name: bytes, mode: int, caller: Caller
+    ) -> tuple[File, os.stat_result, int]:
+        """Create a regular file; return its node, attributes and a descriptor open for both."""
+
+        def make(dir_fd: int, at: bytes, bits: int) -> int:
+            return os.open(at, _CREATE, stat.S_IMODE(bits), dir_fd=dir_fd)
+
+        node, st, fd = self._new(parent, name, stat.S_IFREG | mode, caller, make)
+        assert isinstance(node, File)
+        return node, st, fd
+
+    def mknod(
+        self, parent: Directory, name: bytes, mode: int, device: int, caller: Caller
+    ) -> tuple[Node, os.stat_result]:
+        """Create a special file (or a regular one)."""
+        if stat.S_ISCHR(mode) and device == 0:
+            # Ours would hide what is below: a file with a mark stands for the user's.
+            def make_escaped(dir_fd: int, at: bytes, bits: int) -> int:
+                os.close(os.open(at, _CREATE, stat.S_IMODE(bits), dir_fd=dir_fd))
+                return -1
+
+            mode = stat.S_IFREG | stat.S_IMODE(mode)
+            node, st, _ = self._new(parent, name, mode, caller, make_escaped, mark=layers.ESCAPED)
+            return node, st
+
+        def make(dir_fd: int, at: bytes, bits: int) -> int:
+            os.mknod(at, bits, device, dir_fd=dir_fd)
+            return -1
+
+        node, st, _ = self._new(parent, name, mode, caller, make)
+        return node, st
+
+    def mkdir(
+        self, parent: Directory, name: bytes, mode: int, caller: Caller
+    ) -> tuple[Node, os.stat_result]:
+        """Create a directory."""
+
+        def make(dir_fd: int, at: bytes, bits: int) -> int:
+            os.mkdir(at, stat.S_IMODE(bits), dir_fd=dir_fd)
+            return -1
+
+        node, st, _ = self._new(parent, name, stat.S_IFDIR | mode, caller, make)
+        return node, st
+
+    def symlink(
+        self, parent: Directory, name: bytes, target: bytes, caller: Caller
+    ) -> tuple[Node, os.stat_result]:
+        """Create a symbolic link. Raises EINVAL for a magic one unless they are allowed."""
+        magic = target.startswith(MAGIC)
+        if magic and not self.options.magic_links:
+            raise failure(errno.EINVAL)
+
+        def make(dir_fd: int, at: bytes, bits: int) -> int:
+            os.symlink(target, at, dir_fd=dir_fd)
+            return -1
+
+        node, st, _ = self._new(parent, name, stat.S_IFLNK | 0o777, caller, make)
+        return node, st
+
+    def tmpfile(
+        self, parent: Directory, mode: int, caller: Caller
+    ) -> tuple[File, os.stat_result, int]:
+        """Create a file without a name, open(2) O_TMPFILE."""
+        dir_fd = self.private(parent)
+        if not self.has_default_acl(parent):
+            mode &= ~caller.umask
+        above = os.stat(dir_fd)
+        gid = above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
+        if self.ledger is not None:
+            self.ledger.reserve(caller.uid, gid, 0, 1)
+        fd = os.open(
+            b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, stat.S_IMODE(mode), dir_fd=dir_fd
+        )
+        st = self._give(dir_fd, b"", fd, mode, caller.uid, gid)
+        file = File(self.table.identify(0, st.st_ino), st.st_ino, None, b"", stat.S_IFREG)
+        file.fd = os.open(proc_fd(fd), os.O_PATH | os.O_CLOEXEC)
+        self.table.add(file)
+        return file, st, fd
+
+    def link(self, node: Node, parent: Directory, name: bytes) -> tuple[Node, os.stat_result]:
+        """Give a file another name."""
+        if not isinstance(node, File):
+            raise failure(errno.EPERM)
+        if node.twin is not None:
+            node = node.twin
+        self.own(node)
+        target = self.private(parent)
+        covered = bool(parent.lows) and self._is_whiteout(target, name)
+        where, at = (self.stack.temporary, self.temporary_name()) if covered else (target, name)
+        real = self.stat(node)
+        if self._is_marked(node, real):
+            self.make_impure(parent)
+        if node.links is not None:
+            self._set_links(node, node.links + 1)
+        try:
+            if node.fd >= 0:
+                syscalls.link_followed(proc_fd(node.fd), where, at)
+            else:
+                assert node.up is not None
+                os.link(
+                    node.upname,
+                    at,
+                    src_dir_fd=node.up.open(),
+                    dst_dir_fd=where,
+                    follow_symlinks=False,
+                )
+        except OSError:
+            if node.links is not None:
+                self._set_links(node, node.links - 1)
+            raise
+        if covered:
+            os.rename(at, name, src_dir_fd=where, dst_dir_fd=target)
+        self.changed(parent)
+        if node.fd >= 0 and parent.up is not None:
+            os.close(node.fd)
+            node.fd = -1
+            node.up, node.upname = parent.up, name
+        if node.parent is None:
+            node.parent, node.name = parent, name
+        return node, self.stat(node)
+
+    def _is_marked(self, node: File, real: os.stat_result) -> bool:
+        """Tell whether a private file carries marks its directory must announce."""
+        return node.ino != real.st_ino or node.meta or node.links is not None or node.escaped
+
+    def _set_links(self, node: File, count: int) -> None:
+        os.setxattr(self.path(node), layers.NLINK, b"%d" % count, follow_symlinks=self.follow(node))
+        node.links = count
+
+    # removal
+
+    def _pin(self, node: Node) -> None:
+        """Hold an object whose name goes away, for those who still use it."""
+        if isinstance(node, Directory):
+            if node.up is not None:
+                node.up.open()
+                node.up.pinned = True
+            for place in node.lows:
+                place.open()
+                place.pinned = True
+            return
+        assert isinstance(node, File)
+        if node.fd < 0 and node.up is not None:
+            node.fd = os.open(
+                node.upname, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.up.open()
+            )
+        if (node.meta or node.up is None) and node.lower_fd < 0 and node.low is not None:
+            node.lower_fd = os.open(
+                node.loname, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.low.open()
+            )
+
+    def _nameless(self, node: Node) -> None:
+        """Note that the known name of a node is gone (`_pin` was called before)."""
+        node.parent = None
+        if isinstance(node, File):
+            node.up = None
+            if node.twin is not None:
+                self._nameless(node.twin)
+        if node.lookups <= 0:
+            self.table.forget(node.nid, 0)
+            self.retire(node)
+
+    def _group(self, node: File) -> None:
+        """Copy up a lower file with several names before one of them changes."""
+        if node.has_copy or node.twin is not None:
+            return
+        st = self.stat_lower(node)
+        if st.st_nlink > 1 and node.low is not None:
+            slot = self.stack.layers[node.low.layer].slot
+            if self.group_size(slot, st) > 1:
+                self.own(node)
+
+    def _drop_name(self, node: File, st: os.stat_result) -> None:
+        """Account for one name less; ``st`` are the attributes from before."""
+        if node.links is not None:
+            self._set_links(node, node.links - 1)
+            if node.links == 0:
+                entry = self._index_entry(node)
+                if entry:
+                    os.unlink(entry, dir_fd=self.index_place.fd)
+                    slot, _, inode = entry.partition(b"-")
+                    self.indexed.discard((int(slot), int(inode)))
+                self._gone(node, st)
+        elif st.st_nlink == 1 and node.has_copy:
+            self._gone(node, st)
+
+    def _gone(self, node: File, st: os.stat_result) -> None:
+        """Release what a file without names is charged, unless somebody has it open."""
+        if node.opens:
+            self.orphans.add(node.nid)
+        else:
+            self._discharge(st)
+
+    def _index_entry(self, node: File) -> bytes:
+        mark = layers.get_mark(self.path(node), layers.ORIGIN)
+        if node.up is self.index_place:
+            return node.upname
+        if mark is None and node.fd >= 0:
+            mark = layers.get_mark_fd(node.fd, layers.ORIGIN)
+        origin = self.stack.parse_origin(mark) if mark else None
+        return b"%d-%d" % origin if origin in self.indexed else b""
+
+    def unlink(self, parent: Directory, name: bytes) -> None:
+        """Remove a file's name."""
+        node, _ = self.lookup(parent, name)
+        if not isinstance(node, File):
+            raise failure(errno.EISDIR)
+        self._group(node)
+        st = self.stat(node)
+        covers = self.lower_has(parent, name)
+        real = node.up is not None and node.up is parent.up and node.upname == name
+        self._pin(node)
+        if real:
+            dir_fd = self.private(parent)
+            if covers:
+                spare, work = self.temporary_name(), self.stack.temporary
+                self._check_removable(node)
+                self.whiteout(work, spare)
+                try:
+                    os.rename(spare, name, src_dir_fd=work, dst_dir_fd=dir_fd)
+                except OSError:
+                    os.unlink(spare, dir_fd=work)
+                    raise
+            else:
+                os.unlink(name, dir_fd=dir_fd)
+        else:
+            self.whiteout(self.private(parent), name)
+        self._drop_name(node, st)
+        if real or node.up is None or node.links == 0:
+            self._nameless(node)
+
+    def _check_removable(self, node: File) -> None:
+        """Raise EPERM for a file chattr(1) protects: rename(2) checks it, for the victim too."""
+
+    def visible(self, directory: Directory) -> bool:
+        """Tell whether a directory shows any entry."""
+        hidden: set[bytes] = set()
+        if directory.up is not None:
+            for name, white in self.scan(directory.up.open()):
+                if not white:
+                    return True
+                hidden.add(name)
+        for place in directory.lows:
+            for name, white in self.scan(place.open()):
+                if name in hidden:
+                    continue
+                if not white:
+                    return True
+                hidden.add(name)
+        return False
+
+    def scan(self, dir_fd: int) -> list[tuple[bytes, bool]]:
+        """Return the entries of one directory of one layer: name, whether it is a whiteout."""
+        entries = []
+        with os.scandir(proc_directory(dir_fd)) as found:
+            for entry in found:
+                white = False
+                if not (
+                    entry.is_symlink()
+                    or entry.is_file(follow_symlinks=False)
+                    or entry.is_dir(follow_symlinks=False)
+                ):
+                    white = layers.is_whiteout(
+                        os.stat(entry.name, dir_fd=dir_fd, follow_symlinks=False)
+                    )
+                entries.append((entry.name, white))
+        return entries
+
+    def rmdir(self, parent: Directory, name: bytes) -> None:
+        """Remove an empty directory."""
+        node, _ = self.lookup(parent, name)
+        if not isinstance(node, Directory):
+            raise failure(errno.ENOTDIR)
+        if self.visible(node):
+            raise failure(errno.ENOTEMPTY)
+        covers = self.lower_has(parent, name)
+        st = self.stat(node)
+        self._pin(node)
+        work = self.stack.temporary
+        if node.up is None:
+            self.whiteout(self.private(parent), name)
+        else:
+            dir_fd = self.private(parent)
+            spare = self.temporary_name()
+            if covers:
+                self.whiteout(work, spare)
+                try:
+                    syscalls.rename(work, spare, dir_fd, name, syscalls.RENAME_EXCHANGE)
+                except OSError:
+                    os.unlink(spare, dir_fd=work)
+                    raise
+                self._destroy(spare)
+            else:
+                try:
+                    os.rmdir(name, dir_fd=dir_fd)
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY:
+                        raise
+                    os.rename(name, spare, src_dir_fd=dir_fd, dst_dir_fd=work)
+                    self._destroy(spare)
+            self._discharge(st)
+        node.lows = ()
+        if node.up is None:
+            node.up = self._grave()
+        self._nameless(node)
+
+    def _grave(self) -> layers.Place:
+        """Return an empty, removed directory for a lower one that was removed while in use."""
+        work, name = self.stack.temporary, self.temporary_name()
+        os.mkdir(name, 0o700, dir_fd=work)
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=work)
+        os.rmdir(name, dir_fd=work)
+        return layers.Place(self.stack.descriptors, 0, None, b"", fd)
+
+    def _destroy(self, spare: bytes) -> None:
+        """Remove a directory of the work area which holds whiteouts only."""
+        work = self.stack.temporary
+        fd = os.open(spare, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
+        try:
+            for name in os.listdir(proc_directory(fd)):
+                os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(fd)
+        os.rmdir(spare, dir_fd=work)

@@ -1,0 +1,242 @@
+"""rename(2) and renameat2(2), directories of the lower layers included.
+
+A directory with lower parts is moved like any other: its private part is renamed and says in a
+``redirect`` mark where the lower parts are. The old name is covered by a whiteout in the same
+rename (RENAME_WHITEOUT), so there is no moment without either name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from vzfs import layers, syscalls
+from vzfs.inodes import Directory, File, Node
+from vzfs.layers import proc_fd, proc_path
+from vzfs.naming import Naming
+from vzfs.overlay import failure
+
+
+class Renaming(Naming):
+    """The operation which moves names."""
+
+    def rename(self, parent: Directory, name: bytes, to: Directory, new: bytes, flags: int) -> None:
+        """Move ``name`` in ``parent`` to ``new`` in ``to``, renameat2(2)."""
+        if flags & ~(
+            syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
+        ):
+            raise failure(errno.EINVAL)
+        node, _ = self.lookup(parent, name)
+        try:
+            victim: Node | None = self.lookup(to, new)[0]
+        except FileNotFoundError:
+            victim = None
+        if flags & syscalls.RENAME_EXCHANGE:
+            if victim is None:
+                raise failure(errno.ENOENT)
+            if victim is not node:
+                self._exchange(parent, name, node, to, new, victim)
+            return
+        if victim is not None and flags & syscalls.RENAME_NOREPLACE:
+            raise failure(errno.EEXIST)
+        if victim is node:
+            return
+        self._check_kinds(node, victim)
+        self._move(parent, name, node, to, new, victim)
+        if flags & syscalls.RENAME_WHITEOUT:
+            self._leave_user_whiteout(parent, name)
+
+    def _check_kinds(self, node: Node, victim: Node | None) -> None:
+        if victim is None:
+            return
+        if isinstance(node, Directory):
+            if not isinstance(victim, Directory):
+                raise failure(errno.ENOTDIR)
+            if self.visible(victim):
+                raise failure(errno.ENOTEMPTY)
+        elif isinstance(victim, Directory):
+            raise failure(errno.EISDIR)
+
+    def _move(
+        self,
+        parent: Directory,
+        name: bytes,
+        node: Node,
+        to: Directory,
+        new: bytes,
+        victim: Node | None,
+    ) -> None:
+        target = self.private(to)
+        self._ready(parent, name, node)
+        source = self.private(parent)
+        self._mark_for(node, to, new)
+        leaves = self.lower_has(parent, name)
+        before: os.stat_result | None = None
+        if victim is not None:
+            if isinstance(victim, File):
+                self._group(victim)
+            before = self.stat(victim)
+            self._pin(victim)
+            if isinstance(victim, Directory) and victim.up is not None:
+                self._empty(victim)
+        covered = victim is None and self._is_whiteout(target, new)
+        real = self._is_real(parent, name, node)
+        if isinstance(node, Directory) and covered:
+            syscalls.rename(source, name, target, new, syscalls.RENAME_EXCHANGE)
+            if not leaves:
+                os.unlink(name, dir_fd=source)
+        elif not real:
+            self._name_group(node, target, new)
+            self.whiteout(source, name)
+        elif leaves and not (source == target and name == new):
+            self._rename_leaving(source, name, target, new)
+        else:
+            os.rename(name, new, src_dir_fd=source, dst_dir_fd=target)
+        if victim is not None and before is not None:
+            self._bury(victim, before)
+        self._moved(node, to, new)
+        self.changed(to)
+
+    def _rename_leaving(self, source: int, name: bytes, target: int, new: bytes) -> None:
+        """Rename and leave a whiteout, in one step where the file system can."""
+        try:
+            syscalls.rename(source, name, target, new, syscalls.RENAME_WHITEOUT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            work, spare = self.stack.temporary, self.temporary_name()
+            self.whiteout(work, spare)
+            syscalls.rename(work, spare, source, name, syscalls.RENAME_EXCHANGE)
+            os.rename(spare, new, src_dir_fd=work, dst_dir_fd=target)
+
+    def _is_real(self, parent: Directory, name: bytes, node: Node) -> bool:
+        """Tell whether the private directory holds an entry for the name."""
+        if isinstance(node, Directory):
+            return True
+        assert isinstance(node, File)
+        return node.up is parent.up and node.upname == name
+
+    def _ready(self, parent: Directory, name: bytes, node: Node) -> None:
+        """Make the moved object private where it stands."""
+        if isinstance(node, Directory):
+            self.private(node)
+            if node.lows:
+                self._set_redirect(node)
+            return
+        assert isinstance(node, File)
+        real = node.twin or node
+        if not real.has_copy:
+            real.parent, real.name = parent, name
+        self.own(node)
+
+    def _set_redirect(self, node: Directory) -> None:
+        paths = {layers.lower_path(p.parent, p.name) for p in node.lows if p.parent is not None}
+        if len(paths) != 1:
+            raise failure(errno.EXDEV)
+        path = paths.pop()
+        if len(path) > layers.REDIRECT_MAX:
+            raise failure(errno.EXDEV)
+        os.setxattr(self.path(node), layers.REDIRECT, path)
+
+    def _mark_for(self, node: Node, to: Directory, new: bytes) -> None:
+        """Prepare the marks an object needs in its new directory."""
+        if isinstance(node, Directory):
+            if node.lows:
+                self.make_impure(to)
+            elif self.lower_has(to, new):
+                os.setxattr(self.path(node), layers.OPAQUE, b"y")
+        elif isinstance(node, File):
+            real = node.twin or node
+            if self._is_marked(real, self.stat(real)):
+                self.make_impure(to)
+
+    def _name_group(self, node: Node, target: int, new: bytes) -> None:
+        """Give the indexed copy of a file with several lower names one more private name."""
+        assert isinstance(node, File)
+        real = node.twin or node
+        assert real.up is not None
+        work, spare = self.stack.temporary, self.temporary_name()
+        os.link(
+            real.upname,
+            spare,
+            src_dir_fd=real.up.open(),
+            dst_dir_fd=work,
+            follow_symlinks=False,
+        )
+        os.rename(spare, new, src_dir_fd=work, dst_dir_fd=target)
+
+    def _empty(self, victim: Directory) -> None:
+        """Remove the whiteouts of an empty directory that is about to be replaced."""
+        assert victim.up is not None
+        fd = victim.up.open()
+        names = [name for name, _ in self.scan(fd)]
+        if names:
+            if victim.lows:
+                os.setxattr(proc_fd(fd), layers.OPAQUE, b"y")
+            for name in names:
+                os.unlink(name, dir_fd=fd)
+
+    def _bury(self, victim: Node, before: os.stat_result) -> None:
+        """Account for an object whose name was taken over."""
+        if isinstance(victim, Directory):
+            if victim.up is not None:
+                self._discharge(before)
+            else:
+                victim.up = self._grave()
+            victim.lows = ()
+            self._nameless(victim)
+            return
+        assert isinstance(victim, File)
+        self._drop_name(victim, before)
+        if victim.links is None or victim.links == 0 or victim.up is not self.index_place:
+            self._nameless(victim)
+
+    def _moved(self, node: Node, to: Directory, new: bytes) -> None:
+        node.parent, node.name = to, new
+        assert to.up is not None
+        if isinstance(node, Directory):
+            assert node.up is not None
+            node.up.parent, node.up.name = to.up, new
+            return
+        assert isinstance(node, File)
+        real = node.twin or node
+        real.parent, real.name = to, new
+        if real.up is not self.index_place:
+            real.up, real.upname = to.up, new
+
+    def _exchange(
+        self,
+        parent: Directory,
+        name: bytes,
+        node: Node,
+        to: Directory,
+        new: bytes,
+        other: Node,
+    ) -> None:
+        """Swap two names."""
+        source, target = self.private(parent), self.private(to)
+        self._ready(parent, name, node)
+        self._ready(to, new, other)
+        for place, at, what in ((parent, name, node), (to, new, other)):
+            if not self._is_real(place, at, what):
+                self._name_group(what, self.private(place), at)
+        self._mark_for(node, to, new)
+        self._mark_for(other, parent, name)
+        syscalls.rename(source, name, target, new, syscalls.RENAME_EXCHANGE)
+        self._moved(node, to, new)
+        self._moved(other, parent, name)
+        self.changed(parent)
+        self.changed(to)
+
+    def _leave_user_whiteout(self, parent: Directory, name: bytes) -> None:
+        """Put the character device 0:0 a RENAME_WHITEOUT asks for at the old name."""
+        dir_fd = self.private(parent)
+        work, spare = self.stack.temporary, self.temporary_name()
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        os.close(os.open(spare, flags, 0o600, dir_fd=work))
+        if self.ledger is not None:
+            self.ledger.reserve(0, 0, 0, 1)
+        os.setxattr(proc_path(work, spare), layers.ESCAPED, b"y")
+        self.make_impure(parent)
+        os.rename(spare, name, src_dir_fd=work, dst_dir_fd=dir_fd)
+        self.changed(parent)

@@ -1,0 +1,191 @@
+"""Mounting and serving: what the rest of the system uses of this package.
+
+    fd = server.open_device()
+    server.mount(fd, options, target)
+    pid = os.fork()
+    if pid == 0:
+        server.serve(fd, options)      # returns at unmount
+        os._exit(0)
+
+Whoever keeps a duplicate of ``fd`` can start another server with ``serve(fd, options,
+resume=True)`` after the first was killed. Requests wait meanwhile; nothing that was acknowledged
+is lost, since every operation is complete on disk before it is answered.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import resource
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vzfs import layers, protocol, syscalls
+from vzfs.layers import Stack
+from vzfs.operations import Operations
+from vzfs.options import Options
+
+__all__ = [
+    "Capabilities",
+    "Options",
+    "mount",
+    "open_device",
+    "preload",
+    "probe",
+    "serve",
+]
+
+SESSION = "session.json"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the kernel offers a mount made here."""
+
+    #: /dev/fuse can be opened.
+    fuse: bool
+    #: The kernel can read and write backing files itself.
+    passthrough: bool
+    #: The mount can be idmapped, mount_setattr(2).
+    idmap: bool
+    #: Kernel release, for messages.
+    kernel: str
+    #: One sentence on what is missing and what it costs, "" when nothing is.
+    remark: str = ""
+
+
+def preload() -> None:
+    """Import all that `serve` needs, so that it works after fork with nothing more to load."""
+    from vzfs import transport_kernel
+
+    transport_kernel.__doc__  # noqa: B018 # the import is what counts
+
+
+def open_device() -> int:
+    """Open /dev/fuse. Raises OSError (ENODEV, ENOENT: no FUSE in this kernel)."""
+    return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+
+
+def mount(
+    fd: int, options: Options, target: str | os.PathLike[str], *, nosuid: bool = False
+) -> None:
+    """Mount ``fd`` on the directory ``target`` in the present mount namespace.
+
+    setuid bits count unless ``nosuid``; device nodes never do.
+    """
+    root = os.stat(options.upper)
+    if not stat.S_ISDIR(root.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(options.upper))
+    data = f"fd={fd},rootmode={stat.S_IFDIR:o},user_id=0,group_id=0,allow_other,default_permissions"
+    flags = syscalls.MS_NODEV | (syscalls.MS_NOSUID if nosuid else 0)
+    syscalls.mount(options.fsname, target, "fuse.vzfs", flags, data)
+
+
+def probe() -> Capabilities:
+    """Find out what this kernel offers, by its release and our privileges."""
+    release = os.uname().release
+    try:
+        os.close(open_device())
+        fuse = True
+    except OSError:
+        fuse = False
+    version = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    admin = _has_sys_admin()
+    passthrough = fuse and admin and version >= (6, 9)
+    remark = ""
+    if not fuse:
+        remark = "no /dev/fuse: load the fuse module"
+    elif not passthrough:
+        why = "it needs CAP_SYS_ADMIN" if version >= (6, 9) else f"Linux {release} is before 6.9"
+        remark = f"no passthrough ({why}): data pass the server, pages are not shared"
+    return Capabilities(fuse, passthrough, fuse and version >= (6, 12), release, remark)
+
+
+def _has_sys_admin() -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> 21 & 1)
+    return False
+
+
+def prepare(options: Options) -> Stack:
+    """Open the layers and clear what an interrupted server left in the work area."""
+    options.work_area.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stack = Stack(options.lower, options.upper, options.work_area, options.descriptor_limit)
+    sweep(stack)
+    return stack
+
+
+def sweep(stack: Stack) -> None:
+    """Remove unfinished copies; whatever is named # was never visible."""
+    for name in os.listdir(layers.proc_fd(stack.temporary) + b"/."):
+        if name.startswith(b"#"):
+            _remove(stack.temporary, name)
+
+
+def _remove(dir_fd: int, name: bytes) -> None:
+    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if not stat.S_ISDIR(st.st_mode):
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        for entry in os.listdir(layers.proc_fd(fd) + b"/."):
+            _remove(fd, entry)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dir_fd)
+
+
+def serve(
+    fd: int,
+    options: Options,
+    resume: bool = False,
+    *,
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """Serve the mount of ``fd`` until it is unmounted; call it in a process of its own.
+
+    ``resume`` takes over from a server that died. ``ready`` is called when requests are answered.
+    Raises OSError when a layer cannot be opened.
+    """
+    from vzfs.transport_kernel import KernelTransport
+
+    os.umask(0)
+    gc.disable()
+    _raise_descriptor_limit()
+    stack = prepare(options)
+    session = options.work_area / SESSION
+    flags = 0
+    if resume:
+        flags = _read_session(session)
+    core = Operations(stack, options)
+    transport = KernelTransport(fd, core, flags)
+    transport.on_init = lambda agreed: _write_session(session, agreed)
+    if ready is not None:
+        ready()
+    transport.serve()
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _read_session(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_text())["flags"])
+    except (OSError, ValueError, KeyError) as error:
+        print(f"vzfs: no session to resume in {path}: {error}", file=sys.stderr)
+        return protocol.INIT_EXT | protocol.SETXATTR_EXT
+
+
+def _write_session(path: Path, flags: int) -> None:
+    spare = path.with_suffix(".new")
+    spare.write_text(json.dumps({"flags": flags, "pid": os.getpid()}))
+    os.rename(spare, path)
