@@ -16,6 +16,10 @@ COMMANDS = {
     "vzctl": "vzctl",
     "vzlist": "vzlist",
     "vzpid": "vzpid",
+    "vzquota": "vzquota",
+    "vzdqcheck": "vzdqcheck",
+    "vzdqdump": "vzdqdump",
+    "vzdqload": "vzdqload",
     "vz": "vz",
     "vzmlocal": "vzmlocal",
 }
