@@ -5,7 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tools import diagnose, report, verbs_container, verbs_events, verbs_life, verbs_list
+from tools import (
+    diagnose,
+    report,
+    verbs_container,
+    verbs_events,
+    verbs_life,
+    verbs_list,
+    verbs_svc,
+)
 from tools._command import Context, Program, Verb
 from tools._command import main as run_program
 from tools.environments import Kind
@@ -15,6 +23,7 @@ _CONTAINER_VERBS = (
     *verbs_life.VERBS,
     *diagnose.VERBS,
     *report.VERBS,
+    *verbs_svc.VERBS,
 )
 #: The rows of each kind by word, aliases included.
 _ROWS: dict[Kind, dict[str, Verb]] = {
