@@ -180,9 +180,6 @@ class Attributes(Reading):
 
     def getxattr(self, node: Node, name: bytes) -> bytes:
         """Return an extended attribute. Raises ENODATA, ENOTSUP."""
-        if isinstance(node, Directory) and name == DEFAULT_ACL.encode():
-            if node.default_acl is False:
-                raise failure(errno.ENODATA)
         return os.getxattr(self.path(node), stored(name), follow_symlinks=self.follow(node))
 
     def listxattr(self, node: Node) -> bytes:

@@ -209,8 +209,8 @@ class CopyUp(Overlay):
 
     def group_size(self, slot: int, st: os.stat_result) -> int:
         """Return how many names of these layers are the lower file ``st``, 1 when only one is."""
-        if stat.S_ISREG(st.st_mode) and st.st_nlink > 1 and self.has_groups is not None:
-            return self.has_groups(slot, st.st_ino)
+        if stat.S_ISREG(st.st_mode) and st.st_nlink > 1:
+            return self.groups.count(slot, st.st_ino)
         return 1
 
     def charge_new(self, owner: os.stat_result, new: os.stat_result, at: int, name: bytes) -> None:

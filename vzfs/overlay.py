@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from vzfs import layers, protocol
 from vzfs.inodes import Directory, File, Node, NodeTable
 from vzfs.layers import Found, Place, Stack
+from vzfs.links import Groups
 
 if TYPE_CHECKING:
     from vzfs.options import Options
@@ -117,7 +118,8 @@ class Overlay:
         self.frozen: dict[int, os.stat_result] = {}
         #: Nodes without a name whose usage is given back when the last open ends.
         self.orphans: set[int] = set()
-        self.has_groups: Callable[[int, int], int] | None = None
+        self.groups = Groups(stack)
+        self.groups.remember()
 
     # names to nodes
 
@@ -406,8 +408,13 @@ class Overlay:
         )
 
     def lower_links(self, node: File, st: os.stat_result) -> int:
-        """Return how many names a lower file has here; replaced where groups are known."""
-        return st.st_nlink
+        """Return how many names a lower file has in these layers, as far as that is known.
+
+        Its link count says how many there are in the package store as well.
+        """
+        if node.low is None or not self.groups.known:
+            return st.st_nlink
+        return self.groups.count(self.stack.layers[node.low.layer].slot, st.st_ino)
 
     # where things are
 
