@@ -556,6 +556,48 @@ class NodeMaskFailed(VzError):
     code = 149
 
 
+class ImageMountFailed(VzError):
+    """The disk image could not be mounted."""
+
+    code = 152
+
+
+class ImageUmountFailed(VzError):
+    """The disk image could not be unmounted."""
+
+    code = 153
+
+
+class ImageResizeFailed(VzError):
+    """The disk image could not be resized."""
+
+    code = 154
+
+
+class ImageConvertFailed(VzError):
+    """The disk image could not be converted."""
+
+    code = 155
+
+
+class SnapshotFailed(VzError):
+    """The snapshot could not be created."""
+
+    code = 156
+
+
+class SnapshotDeleteFailed(VzError):
+    """The snapshot could not be deleted."""
+
+    code = 158
+
+
+class SnapshotSwitchFailed(VzError):
+    """The snapshot could not be switched to."""
+
+    code = 159
+
+
 def documented(root: type[VzError] = VzError) -> Iterator[type[VzError]]:
     """Yield every class of the tree once, by exit code: what the manual prints."""
     seen: set[type[VzError]] = set()
