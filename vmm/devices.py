@@ -1,0 +1,548 @@
+"""The devices of a machine, one class each: what the element says, in the product's words.
+
+A device wraps its libvirt element, so that attributes we do not know survive. Its name (hdd0,
+net1) is kept as a user alias ("ua-hdd0", libvirt.org/formatdomain.html#devices).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from lxml.builder import E
+
+from runtime.errors import DevicesFailed, InvalidValue
+from vmm.domain import Domain, Element, child, drop
+
+_ALIAS = "ua-"
+_NAME = re.compile(r"([a-z]+)([0-9]+)")
+
+#: Disk interfaces: libvirt's bus, prefix of the target's name, how many positions there are.
+BUSES: dict[str, tuple[str, str, int]] = {
+    "ide": ("ide", "hd", 4),
+    "scsi": ("scsi", "sd", 7),
+    "sata": ("sata", "sd", 6),
+    "virtio": ("virtio", "vd", 24),
+    "usb": ("usb", "sd", 4),
+    "fdc": ("fdc", "fd", 2),
+}
+#: How many of each kind a machine may have.
+MOST = {
+    "hdd": 32,
+    "cdrom": 4,
+    "fdd": 2,
+    "net": 16,
+    "serial": 4,
+    "parallel": 3,
+    "sound": 1,
+    "usb": 1,
+}
+
+
+class Device:
+    """One device of a machine."""
+
+    kind: ClassVar[str] = ""
+    #: Whether libvirt and QEMU can plug it into a running machine.
+    hot: ClassVar[bool] = False
+
+    def __init__(self, element: Element) -> None:
+        """Wrap ``element``."""
+        self.element = element
+
+    @property
+    def name(self) -> str:
+        """What the product calls it, or an empty string when nobody named it yet."""
+        alias = self.element.find("alias")
+        word = alias.get("name", "") if alias is not None else ""
+        return word.removeprefix(_ALIAS) if word.startswith(_ALIAS) else ""
+
+    @name.setter
+    def name(self, value: str) -> None:
+        child(self.element, "alias").set("name", _ALIAS + value)
+
+    @property
+    def number(self) -> int:
+        """The number in its name."""
+        match = _NAME.fullmatch(self.name)
+        return int(match[2]) if match else 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is connected (a cable, a medium)."""
+        return True
+
+    def details(self) -> str:
+        """Return what ``list -i`` prints behind the name."""
+        return ""
+
+    def line(self) -> str:
+        """Return the line of ``list -i``."""
+        words = [self.name, "(+)", self.details()]
+        if not self.connected:
+            words.append("state=disconnected")
+        return " ".join(word for word in words if word)
+
+    def facts(self) -> dict[str, object]:
+        """Return what ``list -i --json`` prints."""
+        return {"name": self.name, "kind": self.kind, "connected": self.connected}
+
+
+class Disk(Device):
+    """A hard disk."""
+
+    kind = "hdd"
+    hot = True
+    device = "disk"
+
+    @classmethod
+    def new(cls, image: Path | str, *, plain: bool, bus: str, position: int) -> Disk:
+        """Return a disk whose content is a file or block device of the server."""
+        path = os.fspath(image)
+        block = path.startswith("/dev/")
+        disk = cls(
+            E.disk(
+                E.driver(
+                    name="qemu",
+                    type="raw" if plain or block else "qcow2",
+                    discard="unmap",
+                    # Flushes of the guest reach the disk; the server's page cache serves reads.
+                    cache="writeback",
+                ),
+                E.source(**({"dev": path} if block else {"file": path})),
+                E.target(),
+                type="block" if block else "file",
+                device=cls.device,
+            )
+        )
+        disk.place(bus, position)
+        return disk
+
+    def place(self, bus: str, position: int) -> None:
+        """Put it at ``position`` of an interface."""
+        word, prefix, _most = BUSES[bus]
+        target = child(self.element, "target")
+        target.set("bus", word)
+        target.set("dev", prefix + _letters(position, bus))
+        drop(self.element, "address")
+        if bus in ("ide", "scsi", "sata", "fdc"):
+            self.element.append(_drive_address(bus, position))
+
+    @property
+    def bus(self) -> str:
+        """Its interface."""
+        target = self.element.find("target")
+        return target.get("bus", "virtio") if target is not None else "virtio"
+
+    @property
+    def target(self) -> str:
+        """The name libvirt knows it by, unique in the machine."""
+        target = self.element.find("target")
+        return target.get("dev", "") if target is not None else ""
+
+    @property
+    def position(self) -> int:
+        """Its place on the interface."""
+        address = self.element.find("address")
+        if address is not None and address.get("type") == "drive":
+            unit = int(address.get("unit", "0"))
+            return unit + 2 * int(address.get("bus", "0")) if self.bus == "ide" else unit
+        letters = re.sub(r"^(hd|sd|vd|fd)", "", self.target)
+        place = -1
+        for letter in letters:
+            place = (place + 1) * 26 + string.ascii_lowercase.index(letter)
+        return place
+
+    @property
+    def image(self) -> str:
+        """The path of its content; empty when there is none."""
+        source = self.element.find("source")
+        return "" if source is None else source.get("file") or source.get("dev") or ""
+
+    @image.setter
+    def image(self, path: str) -> None:
+        drop(self.element, "source")
+        if path:
+            source = E.source(**({"dev": path} if path.startswith("/dev/") else {"file": path}))
+            self.element.set("type", "block" if path.startswith("/dev/") else "file")
+            child(self.element, "target").addprevious(source)
+
+    @property
+    def format(self) -> str:
+        """QEMU's name of the image format."""
+        driver = self.element.find("driver")
+        return driver.get("type", "raw") if driver is not None else "raw"
+
+    @format.setter
+    def format(self, value: str) -> None:
+        child(self.element, "driver").set("type", value)
+
+    def details(self) -> str:
+        place = f"{self.bus}:{self.position}" if self.bus != "fdc" else ""
+        words = [place, f"image='{self.image}'"]
+        if self.kind == "hdd":
+            words.append(f"type='{'expanding' if self.format == 'qcow2' else 'plain'}'")
+        return " ".join(word for word in words if word)
+
+    def facts(self) -> dict[str, object]:
+        return {
+            **super().facts(),
+            "interface": self.bus,
+            "position": self.position,
+            "image": self.image,
+            "format": self.format,
+        }
+
+
+class Cdrom(Disk):
+    """A CD or DVD drive, with or without a medium."""
+
+    kind = "cdrom"
+    hot = False
+    device = "cdrom"
+
+    @classmethod
+    def new(cls, image: Path | str, *, plain: bool = True, bus: str, position: int) -> Cdrom:
+        """Return a drive; ``image`` empty means no medium."""
+        drive = cls(
+            E.disk(
+                E.driver(name="qemu", type="raw"), E.target(), E.readonly(),
+                type="file", device=cls.device,
+            )
+        )  # fmt: skip
+        drive.place(bus, position)
+        drive.image = os.fspath(image)
+        return drive
+
+    @property
+    def connected(self) -> bool:
+        return bool(self.image)
+
+
+class Floppy(Cdrom):
+    """A floppy drive."""
+
+    kind = "fdd"
+    device = "floppy"
+
+    @classmethod
+    def new(
+        cls, image: Path | str, *, plain: bool = True, bus: str = "fdc", position: int = 0
+    ) -> Floppy:
+        """Return a drive; ``image`` empty means no medium."""
+        drive = cls(
+            E.disk(
+                E.driver(name="qemu", type="raw"), E.target(), type="file", device=cls.device
+            )
+        )  # fmt: skip
+        drive.place("fdc", position)
+        drive.image = os.fspath(image)
+        return drive
+
+
+class Adapter(Device):
+    """A network adapter.
+
+    Types: ``bridged`` and ``host-only`` join a bridge of the server, ``shared`` is QEMU's own
+    address translation, ``routed`` is a tap device whose addresses the server routes.
+    """
+
+    kind = "net"
+    hot = True
+    types = ("bridged", "host-only", "shared", "routed")
+    cards = ("virtio", "e1000", "e1000e", "rtl8139")
+
+    @classmethod
+    def new(cls, kind: str, *, bridge: str = "", mac: str, card: str = "virtio") -> Adapter:
+        """Return an adapter of a type; ``bridge`` is the bridge of its network."""
+        adapter = cls(E.interface(E.mac(address=mac), E.model(type=card)))
+        adapter.join(kind, bridge)
+        return adapter
+
+    def join(self, kind: str, bridge: str = "") -> None:
+        """Make it one of ``kind``."""
+        drop(self.element, "source")
+        drop(self.element, "target")
+        if kind == "shared":
+            self.element.set("type", "user")
+        elif kind == "routed":
+            self.element.set("type", "ethernet")
+        else:
+            self.element.set("type", "bridge")
+            child(self.element, "mac").addnext(E.source(bridge=bridge))
+
+    @property
+    def mac(self) -> str:
+        """Its hardware address."""
+        mac = self.element.find("mac")
+        return mac.get("address", "") if mac is not None else ""
+
+    @mac.setter
+    def mac(self, value: str) -> None:
+        child(self.element, "mac").set("address", value)
+
+    @property
+    def card(self) -> str:
+        """The hardware it shows the guest."""
+        model = self.element.find("model")
+        return model.get("type", "rtl8139") if model is not None else "rtl8139"
+
+    @card.setter
+    def card(self, value: str) -> None:
+        child(self.element, "model").set("type", value)
+
+    @property
+    def type(self) -> str:
+        """Its type in libvirt's terms turned back into ours (a bridge says "bridged")."""
+        return {"user": "shared", "ethernet": "routed"}.get(self.element.get("type", ""), "bridged")
+
+    @property
+    def bridge(self) -> str:
+        """The bridge it is on, or an empty string."""
+        source = self.element.find("source")
+        return source.get("bridge", "") if source is not None else ""
+
+    @property
+    def host_device(self) -> str:
+        """The server's end of a running adapter, or an empty string."""
+        target = self.element.find("target")
+        return target.get("dev", "") if target is not None else ""
+
+    @property
+    def connected(self) -> bool:
+        link = self.element.find("link")
+        return link is None or link.get("state") != "down"
+
+    @connected.setter
+    def connected(self, value: bool) -> None:
+        child(self.element, "link").set("state", "up" if value else "down")
+
+    def details(self) -> str:
+        return f"mac={self.mac.replace(':', '').upper()} card={self.card}"
+
+    def facts(self) -> dict[str, object]:
+        return {
+            **super().facts(),
+            "type": self.type,
+            "bridge": self.bridge,
+            "mac": self.mac,
+            "card": self.card,
+        }
+
+
+class _Port(Device):
+    """A serial or parallel port: a pseudo-terminal, a file, a device or a socket."""
+
+    @classmethod
+    def new(cls, way: str, path: str = "", *, server: bool = True) -> _Port:
+        """Return a port; ``way`` is pty, file, dev or unix."""
+        element = E(cls.kind, type=way)
+        if way == "unix":
+            element.append(E.source(mode="bind" if server else "connect", path=path))
+        elif path:
+            element.append(E.source(path=path))
+        return cls(element)
+
+    @property
+    def path(self) -> str:
+        """Where its data go, or an empty string."""
+        source = self.element.find("source")
+        return source.get("path", "") if source is not None else ""
+
+    def details(self) -> str:
+        way = {"file": "output", "dev": "real", "unix": "socket"}
+        return " ".join(
+            word
+            for word in (
+                way.get(self.element.get("type", ""), "console"),
+                f"'{self.path}'" if self.path else "",
+            )
+            if word
+        )
+
+    def facts(self) -> dict[str, object]:
+        return {**super().facts(), "backend": self.element.get("type", ""), "path": self.path}
+
+
+class Serial(_Port):
+    """A serial port."""
+
+    kind = "serial"
+
+
+class Parallel(_Port):
+    """A parallel port."""
+
+    kind = "parallel"
+
+
+class Sound(Device):
+    """A sound card."""
+
+    kind = "sound"
+
+    @classmethod
+    def new(cls, model: str = "ac97") -> Sound:
+        """Return a sound card."""
+        return cls(E.sound(model=model))
+
+    def details(self) -> str:
+        return f"card={self.element.get('model', '')}"
+
+
+class Usb(Device):
+    """The USB controller: devices of the server can be handed to the machine through it."""
+
+    kind = "usb"
+
+    @classmethod
+    def new(cls, model: str = "qemu-xhci") -> Usb:
+        """Return a controller."""
+        return cls(E.controller(type="usb", index="0", model=model))
+
+    @property
+    def name(self) -> str:
+        return "usb"
+
+    @name.setter
+    def name(self, value: str) -> None:
+        """There is one, and libvirt names controllers itself."""
+
+
+KINDS: dict[str, type[Device]] = {
+    cls.kind: cls for cls in (Disk, Cdrom, Floppy, Adapter, Serial, Parallel, Sound, Usb)
+}
+
+
+def wrap(element: Element) -> Device | None:
+    """Return the device an element of <devices> is, or None for what the product does not show."""
+    match element.tag:
+        case "disk":
+            return {"cdrom": Cdrom, "floppy": Floppy}.get(element.get("device", "disk"), Disk)(
+                element
+            )
+        case "interface":
+            return Adapter(element)
+        case "serial":
+            return Serial(element)
+        case "parallel":
+            return Parallel(element)
+        case "sound":
+            return Sound(element)
+        case "controller" if element.get("type") == "usb" and element.get("model") != "none":
+            return Usb(element)
+    return None
+
+
+def all_of(domain: Domain) -> list[Device]:
+    """Return the devices of a machine by kind and number; those without a name get one."""
+    found = [device for element in domain.devices if (device := wrap(element)) is not None]
+    for device in found:
+        if not device.name:
+            device.name = free_name([d.name for d in found], device.kind)
+    order = list(KINDS)
+    return sorted(found, key=lambda device: (order.index(device.kind), device.number))
+
+
+def of_kind(domain: Domain, cls: type[Device]) -> Iterator[Device]:
+    """Yield the devices of exactly one class."""
+    for device in all_of(domain):
+        if type(device) is cls:
+            yield device
+
+
+def disks(domain: Domain) -> list[Disk]:
+    """Return the hard disks, by number."""
+    return [device for device in all_of(domain) if type(device) is Disk]
+
+
+def adapters(domain: Domain) -> list[Adapter]:
+    """Return the network adapters, by number."""
+    return [device for device in all_of(domain) if isinstance(device, Adapter)]
+
+
+def named(domain: Domain, name: str) -> Device:
+    """Return the device called ``name``; raises DevicesFailed."""
+    names = []
+    for device in all_of(domain):
+        if device.name == name:
+            return device
+        names.append(device.name)
+    raise DevicesFailed(
+        f"the machine has no device {name!r}", hint=f"it has {', '.join(names) or 'none'}"
+    )
+
+
+def free_name(names: list[str], kind: str) -> str:
+    """Return the first name of ``kind`` which is not taken; raises DevicesFailed when all are."""
+    if kind == "usb":
+        return "usb"
+    for number in range(MOST[kind]):
+        if f"{kind}{number}" not in names:
+            return f"{kind}{number}"
+    raise DevicesFailed(f"a machine has at most {MOST[kind]} devices of this kind: {kind}")
+
+
+def free_position(domain: Domain, bus: str) -> int:
+    """Return the first free position of an interface; raises DevicesFailed when it is full."""
+    taken = _positions(domain, bus)
+    for position in range(BUSES[bus][2]):
+        if position not in taken:
+            return position
+    raise DevicesFailed(
+        f"all {BUSES[bus][2]} positions of {bus} are in use", hint="choose another --iface"
+    )
+
+
+def check_position(domain: Domain, bus: str, position: int) -> int:
+    """Return ``position`` if a disk can be put there; raises InvalidValue, DevicesFailed."""
+    most = BUSES[bus][2]
+    if not 0 <= position < most:
+        raise InvalidValue(f"{bus} has the positions 0 to {most - 1}: {position}")
+    holder = _positions(domain, bus).get(position)
+    if holder is not None:
+        raise DevicesFailed(f"position {position} of {bus} is used by {holder}")
+    return position
+
+
+def _positions(domain: Domain, bus: str) -> dict[int, str]:
+    return {
+        device.position: device.name
+        for device in all_of(domain)
+        if isinstance(device, Disk) and device.bus == bus
+    }
+
+
+def new_mac() -> str:
+    """Return a fresh hardware address in the range of the product (00:1C:42, Parallels)."""
+    tail = secrets.token_bytes(3)
+    return "00:1c:42:" + ":".join(f"{byte:02x}" for byte in tail)
+
+
+def check_mac(text: str) -> str:
+    """Return a hardware address as libvirt writes it; raises InvalidValue."""
+    digits = re.sub(r"[:.-]", "", text).lower()
+    if not re.fullmatch(r"[0-9a-f]{12}", digits):
+        raise InvalidValue(f"not a hardware address: {text!r}", hint="write 00:1C:42:xx:xx:xx")
+    if int(digits[:2], 16) & 1 or digits == "0" * 12:
+        raise InvalidValue(f"not the address of one adapter: {text!r}")
+    return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
+
+
+def _letters(position: int, bus: str) -> str:
+    # SCSI, SATA and USB share the prefix "sd": each begins at a letter of its own.
+    offset = {"sata": 8, "usb": 16}.get(bus, 0)
+    return string.ascii_lowercase[position + offset]
+
+
+def _drive_address(bus: str, position: int) -> Element:
+    unit, controller_bus = (position % 2, position // 2) if bus == "ide" else (position, 0)
+    address: Element = E.address(
+        type="drive", controller="0", bus=str(controller_bus), target="0", unit=str(unit)
+    )
+    return address

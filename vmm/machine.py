@@ -1,0 +1,408 @@
+"""A virtual machine: its life, with the verbs a container has.
+
+The bundle directory holds the description (config.xml), the disks and a suspended state. While
+libvirt knows the machine its inactive description is the truth and the bundle a copy, refreshed
+after every change; when libvirt lost it (a reboot empties our libvirtd's directories) it is defined
+again from the bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime import files, journal
+from runtime.errors import (
+    AlreadyRunning,
+    CheckpointFailed,
+    ConfigMissing,
+    DevicesFailed,
+    Mounted,
+    NotRunning,
+    RestoreFailed,
+    StartDisabled,
+    StopFailed,
+    SystemFailure,
+    ValidationFailed,
+)
+from runtime.paths import Paths
+from runtime.progress import Progress
+from vmm import acceleration, blueprint, devices, registry, snapshots, status
+from vmm.agent import Agent
+from vmm.connection import Hypervisor
+from vmm.domain import Domain
+from vmm.faults import translated
+from vmm.registry import MachineRecord
+from vmm.status import SAVED, State
+
+if TYPE_CHECKING:
+    import libvirt
+
+STOP_S = 120.0
+_POLL_S = 0.05
+#: A guest that is still booting ignores the power button: it is pressed again this often.
+_PRESS_AGAIN_S = 5.0
+
+
+class Machine:
+    """One virtual machine."""
+
+    def __init__(
+        self, paths: Paths, record: MachineRecord, hypervisor: Hypervisor, progress: Progress
+    ) -> None:
+        """Represent the machine of ``record``."""
+        self.paths = paths
+        self.record = record
+        self.hypervisor = hypervisor
+        self.progress = progress
+        self._domain: Domain | None = None
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.record.name
+
+    # the description
+    def read_domain(self) -> Domain:
+        """Return the description which holds for the next start; raises BadConfig."""
+        if self._domain is None:
+            self._domain = Domain.load(self.record.config)
+        return self._domain
+
+    def raw(self) -> libvirt.virDomain:
+        """Return libvirt's domain, defined again if libvirt lost it; raises VzError."""
+        found = self.hypervisor.find(self.record.uuid)
+        if found is None:
+            found = self._define(Domain.load(self.record.config))
+            snapshots.redefine(self.record, found)
+        return found
+
+    def current(self) -> Domain:
+        """Return the description as libvirt has it now, for changing; raises VzError."""
+        import libvirt
+
+        raw = self.raw()
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        with translated(f"reading machine {self.label}"):
+            self._domain = Domain.parse(raw.XMLDesc(flags), f"libvirt's record of {self.label}")
+        return self._domain
+
+    def live(self) -> Domain:
+        """Return the description of the running machine; raises VzError."""
+        with translated(f"reading machine {self.label}"):
+            return Domain.parse(self.raw().XMLDesc(0), f"libvirt's record of {self.label}")
+
+    def commit(self, domain: Domain) -> libvirt.virDomain:
+        """Make ``domain`` the description for the next start: in libvirt, then in the bundle.
+
+        libvirt judges it first, so that a bad one changes nothing. Raises ValidationFailed.
+        """
+        raw = self._define(domain)
+        self.save()
+        return raw
+
+    def save(self) -> None:
+        """Copy the description libvirt has into the bundle, durably."""
+        files.replace(self.record.config, self.current().xml.encode(), mode=0o600)
+
+    def _define(self, domain: Domain) -> libvirt.virDomain:
+        import libvirt
+
+        with translated(f"machine {domain.name}", instead=ValidationFailed):
+            return self.hypervisor.raw.defineXMLFlags(
+                domain.xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE
+            )
+
+    # its state
+    def state(self) -> State:
+        """Return its state now, as libvirt knows it; raises VzError."""
+        import libvirt
+
+        raw = self.raw()
+        with translated(f"machine {self.label}"):
+            number, reason = raw.state()
+        word = {
+            libvirt.VIR_DOMAIN_RUNNING: "running",
+            libvirt.VIR_DOMAIN_BLOCKED: "blocked",
+            libvirt.VIR_DOMAIN_PAUSED: "paused",
+            libvirt.VIR_DOMAIN_SHUTDOWN: "shutdown",
+            libvirt.VIR_DOMAIN_SHUTOFF: "shutoff",
+            libvirt.VIR_DOMAIN_CRASHED: "crashed",
+            libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
+        }.get(number, "")
+        found = status.WORDS.get(word, State.UNKNOWN)
+        if found is State.PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_CRASHED:
+            return State.CRASHED
+        if found is State.STOPPED and status.saved(self.record):
+            return State.SUSPENDED
+        return found
+
+    def running(self) -> libvirt.virDomain:
+        """Return libvirt's domain of a machine that runs; raises NotRunning."""
+        found = self.state()
+        if found is not State.RUNNING:
+            raise NotRunning(
+                f"machine {self.label} is not running (it is {found})",
+                hint=f"pctl start {self.label}",
+            )
+        return self.raw()
+
+    def stopped(self, doing: str) -> libvirt.virDomain:
+        """Return libvirt's domain of a machine that does not run; raises AlreadyRunning."""
+        found = self.state()
+        if found is not State.STOPPED:
+            raise AlreadyRunning(
+                f"cannot {doing} machine {self.label}: it is {found}",
+                hint=f"pctl stop {self.label}",
+            )
+        return self.raw()
+
+    @property
+    def is_template(self) -> bool:
+        """Whether it only serves to make others."""
+        return self.read_domain().setting("template") == "yes"
+
+    def agent(self) -> Agent:
+        """Return the agent of a running machine; raises NotRunning."""
+        return Agent(self.running(), self.label)
+
+    # the verbs
+    def start(self) -> None:
+        """Start it, or let it go on if it is paused or suspended.
+
+        Raises AlreadyRunning, StartDisabled (a template), DevicesFailed (an image is missing).
+        """
+        found = self.state()
+        if found is State.PAUSED:
+            self.resume()
+            return
+        if found.active:
+            raise AlreadyRunning(f"machine {self.label} is already {found}")
+        if self.is_template:
+            raise StartDisabled(
+                f"{self.label} is a template and cannot be started",
+                hint=f"pctl clone {self.label} --name NEW",
+            )
+        if found is State.SUSPENDED:
+            self.resume()
+            return
+        self.progress.say("Starting the VM...")
+        raw = self._prepare()
+        with translated(f"cannot start machine {self.label}"):
+            raw.createWithFlags(0)
+        self.progress.say("The VM has been successfully started.")
+
+    def _prepare(self) -> libvirt.virDomain:
+        """Bring the description in line with this server; raises DevicesFailed."""
+        domain = self.current()
+        for device in devices.all_of(domain):
+            if isinstance(device, devices.Disk) and device.image:
+                _check_image(self.label, device)
+        kind = self.hypervisor.acceleration
+        acceleration.warn_once(self.paths, self.progress, kind)
+        if domain.root.get("type") in ("kvm", "qemu") and blueprint.set_acceleration(domain, kind):
+            return self.commit(domain)
+        return self.raw()
+
+    def stop(self, *, fast: bool = False, timeout_s: float = STOP_S) -> None:
+        """Stop it by its power button, or at once with ``fast``.
+
+        Raises NotRunning, StopFailed when the guest does not react.
+        """
+        found = self.state()
+        if found is State.SUSPENDED and fast:
+            self._forget_suspended()
+            self.progress.say("The suspended state has been dropped.")
+            return
+        if not found.active:
+            raise NotRunning(f"machine {self.label} is not running (it is {found})")
+        self.progress.say("Stopping the VM...")
+        raw = self.raw()
+        if fast or found is State.CRASHED:
+            self._destroy(raw)
+        elif found is State.PAUSED:
+            raise StopFailed(
+                f"machine {self.label} is paused and cannot react",
+                hint="pctl resume it first, or pctl stop --kill",
+            )
+        else:
+            self._press_power_button(raw, timeout_s)
+        self.progress.say("The VM has been successfully stopped.")
+
+    def _destroy(self, raw: libvirt.virDomain) -> None:
+        import libvirt
+
+        try:
+            raw.destroyFlags(0)
+        except libvirt.libvirtError:
+            # It may have ended by itself in between.
+            if raw.isActive():
+                with translated(f"machine {self.label}", instead=StopFailed):
+                    raw.destroyFlags(0)
+
+    def _press_power_button(self, raw: libvirt.virDomain, timeout_s: float) -> None:
+        import libvirt
+
+        deadline = time.monotonic() + timeout_s
+        pressed_s = float("-inf")
+        while raw.isActive():
+            now = time.monotonic()
+            if now > deadline:
+                raise StopFailed(
+                    f"machine {self.label} did not stop within {timeout_s:.0f} seconds",
+                    hint=f"pctl stop {self.label} --kill",
+                )
+            if now - pressed_s > _PRESS_AGAIN_S:
+                pressed_s = now
+                # The machine may end between our question and the button.
+                with suppress(libvirt.libvirtError):
+                    raw.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+            time.sleep(_POLL_S)
+
+    def restart(self, *, fast: bool = False) -> None:
+        """Stop it if it runs, then start it."""
+        if self.state().active:
+            self.stop(fast=fast)
+        self.start()
+
+    def reset(self) -> None:
+        """Press the reset button; raises NotRunning."""
+        raw = self.running()
+        with translated(f"cannot reset machine {self.label}"):
+            raw.reset(0)
+        self.progress.say("The VM has been successfully reset.")
+
+    def pause(self) -> None:
+        """Stop its processors, all state stays in memory; raises NotRunning."""
+        raw = self.running()
+        with translated(f"cannot pause machine {self.label}"):
+            raw.suspend()
+        self.progress.say("The VM has been successfully paused.")
+
+    def suspend(self) -> None:
+        """Save its memory in the bundle and stop it; raises NotRunning, CheckpointFailed."""
+        found = self.state()
+        if found not in (State.RUNNING, State.PAUSED):
+            raise NotRunning(f"machine {self.label} is not running (it is {found})")
+        self.progress.say("Suspending the VM...")
+        target = self.record.home / SAVED
+        target.unlink(missing_ok=True)
+        try:
+            with translated(f"cannot suspend machine {self.label}", instead=CheckpointFailed):
+                self.raw().saveFlags(os.fspath(target), None, 0)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        files.fsync_directory(self.record.home)
+        self.progress.say("The VM has been successfully suspended.")
+
+    def resume(self) -> None:
+        """Let a paused or suspended machine go on; raises NotRunning, RestoreFailed."""
+        found = self.state()
+        if found is State.PAUSED:
+            with translated(f"cannot resume machine {self.label}", instead=RestoreFailed):
+                self.raw().resume()
+        elif found is State.SUSPENDED:
+            self.progress.say("Resuming the VM...")
+            self._restore()
+        else:
+            raise NotRunning(
+                f"machine {self.label} is neither paused nor suspended (it is {found})"
+            )
+        self.progress.say("The VM has been successfully resumed.")
+
+    def _restore(self) -> None:
+        path = self.record.home / SAVED
+        with translated(f"cannot resume machine {self.label}", instead=RestoreFailed):
+            self.hypervisor.raw.restoreFlags(os.fspath(path), None, 0)
+        self._forget_suspended()
+
+    def _forget_suspended(self) -> None:
+        files.remove(self.record.home / SAVED)
+
+    def delete(self) -> None:
+        """Remove the machine with its bundle; raises Mounted when it runs, DevicesFailed."""
+        found = self.state()
+        if found.active:
+            raise Mounted(
+                f"machine {self.record.braced} is in the state '{found}' and cannot be deleted",
+                hint=f"pctl stop {self.label}",
+            )
+        self._check_dependents()
+        self.progress.say("Deleting the VM...")
+        # Begun, it is finished by the next command even if this one is killed.
+        entry = journal.record(self.paths, self.record.uuid, "delete", home=str(self.record.home))
+        finish_delete(self.paths, self.record, self.hypervisor)
+        entry.clear()
+        self.progress.say("The VM has been successfully deleted.")
+
+    def _check_dependents(self) -> None:
+        from vmm import cloning
+
+        users = cloning.dependents(self.paths, self.record)
+        if users:
+            raise DevicesFailed(
+                f"linked clones share disks of {self.label}: {', '.join(users)}",
+                hint="delete them first",
+            )
+
+    def unregister(self) -> None:
+        """Forget the machine but leave its bundle; raises Mounted."""
+        if self.state().active:
+            raise Mounted(f"machine {self.label} runs", hint=f"pctl stop {self.label}")
+        self.save()
+        undefine(self.raw())
+        registry.remove(self.paths, self.record.uuid)
+        self.progress.say("The VM has been successfully unregistered.")
+
+    def repair(self) -> None:
+        """Finish what a killed command began; call it with the machine's lock held."""
+        for entry in journal.pending(self.paths, self.record.uuid):
+            if entry.act == "delete":
+                finish_delete(self.paths, self.record, self.hypervisor)
+                entry.clear()
+                raise ConfigMissing(f"machine {self.label} has been deleted")
+            entry.clear()
+        if not self.record.home.is_dir():
+            raise ConfigMissing(
+                f"the bundle of machine {self.label} is missing: {self.record.home}",
+                hint=f"mount its file system, or: pctl unregister {self.label}",
+            )
+        files.sweep_temporaries(self.record.home)
+
+
+def undefine(raw: libvirt.virDomain) -> None:
+    """Let libvirt forget a machine, with what it keeps about it; raises SystemFailure."""
+    import libvirt
+
+    flags = (
+        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    )
+    with translated("undefining a machine", instead=SystemFailure):
+        raw.undefineFlags(flags)
+
+
+def finish_delete(paths: Paths, record: MachineRecord, hypervisor: Hypervisor) -> None:
+    """Do the rest of a deletion, wherever it stopped."""
+    raw = hypervisor.find(record.uuid)
+    if raw is not None:
+        undefine(raw)
+    files.remove_tree(record.home)
+    if record.home.parent.is_dir():
+        files.sweep_temporaries(record.home.parent)
+    registry.remove(paths, record.uuid)
+
+
+def _check_image(label: str, disk: devices.Disk) -> None:
+    path = Path(disk.image)
+    if not path.exists():
+        raise DevicesFailed(
+            f"machine {label}: the image of {disk.name} is missing: {path}",
+            hint=f"pctl set {label} --device-set {disk.name} --image FILE, or --device-del",
+        )
