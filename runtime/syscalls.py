@@ -130,6 +130,7 @@ _setns = _function("setns", _int, _int)
 _mount = _function("mount", _char_p, _char_p, _char_p, _ulong, _void_p)
 _umount2 = _function("umount2", _char_p, _int)
 _sethostname = _function("sethostname", _char_p, _size)
+_syncfs = _function("syncfs", _int)
 _prctl = _function("prctl", _int, _ulong, _ulong, _ulong, _ulong)
 _pivot_root = _call("pivot_root", _char_p, _char_p)
 _keyctl = _call("keyctl", _int, _char_p, _ulong, _ulong, _ulong)
@@ -208,6 +209,12 @@ def sethostname(name: str) -> None:
     raw = os.fsencode(name)
     if _sethostname(raw, len(raw)):
         raise _failed(raw)
+
+
+def syncfs(fd: int) -> None:
+    """Make everything of the file system ``fd`` is on durable (syncfs(2))."""
+    if _syncfs(fd) < 0:
+        raise _failed(fd)
 
 
 def prctl(option: int, argument: int = 0, second: int = 0) -> int:
