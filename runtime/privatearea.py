@@ -1,0 +1,75 @@
+"""A container's private area on disk: what must be there, and which layers it stands on.
+
+Layout: ``root/`` the files of its own, ``cow/`` the work area of VZFS beside it,
+``templates/layers`` the layers below, one path a line relative to the template area, top-most
+first, ``scripts/``, ``dump/``; ``VERSION`` names the format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import PrivateBroken, PrivateMissing, TemplateMissing
+from runtime.settings_access import parse_switches
+
+if TYPE_CHECKING:
+    from runtime.config import Config
+    from runtime.paths import Paths
+    from vzfs.options import Options
+
+
+def location(paths: Paths, config: Config) -> Path:
+    """Return the private area a configuration names."""
+    return paths.area(config["VE_PRIVATE"])
+
+
+def layers(private: Path, template_area: Path) -> tuple[Path, ...]:
+    """Return the layers below a private area, top-most first.
+
+    Raises PrivateMissing, PrivateBroken when it is damaged, TemplateMissing when a layer is gone.
+    """
+    if not private.is_dir():
+        raise PrivateMissing(
+            f"private area {private} does not exist", hint="restore it, or destroy the container"
+        )
+    listing = private / "templates/layers"
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PrivateBroken(f"cannot read {listing}: {error}") from error
+    if not (private / "root").is_dir():
+        raise PrivateBroken(f"private area {private} has no directory 'root'")
+    found = []
+    for line in filter(None, (line.strip() for line in lines)):
+        if line.startswith("/") or ".." in line.split("/"):
+            raise PrivateBroken(f"{listing}: not a path below the template area: {line!r}")
+        layer = template_area / line
+        if not layer.is_dir():
+            raise TemplateMissing(
+                f"the template layer {layer} is gone",
+                hint="restore the template area, or create the cache again",
+            )
+        found.append(layer)
+    return tuple(found)
+
+
+def options(paths: Paths, ctid: int, config: Config) -> Options:
+    """Return how VZFS mounts the container; raises as ``layers`` does."""
+    from vzfs.options import Options
+
+    private = location(paths, config)
+    area = paths.area(config["TEMPLATE"])
+    ledger = paths.quota_file(ctid) if config.get("DISK_QUOTA") == "yes" else None
+    if ledger is not None and not ledger.exists():
+        ledger = None
+    return Options(
+        lower=layers(private, area),
+        upper=private / "root",
+        work=private / "cow",
+        transport=config.get("VZFS_TRANSPORT") or "auto",
+        template_area=area,
+        magic_links=parse_switches(config.get("CAPABILITY")).get("sys_rawio", False),
+        ledger=ledger,
+        fsname=f"vzfs:{ctid}",
+    )
