@@ -106,7 +106,8 @@ def run(program: str, module: str) -> int:
     arguments = sys.argv[1:]
     environment = posix.environ
     verb = next((word for word in arguments if not word.startswith("-")), "--help")
-    local = program in LOCAL or verb in LOCAL_VERBS or environment.get(b"VZ_SERVICE") == b"no"
+    light = program in LOCAL or verb in LOCAL_VERBS
+    local = light or environment.get(b"VZ_SERVICE") == b"no"
     if not local and posix.geteuid() == 0:
         sock = connect(system_root(arguments, environment))
         if sock is not None:
@@ -114,7 +115,7 @@ def run(program: str, module: str) -> int:
             sock.close()
             if status is not None:
                 return status
-    if "site" not in sys.modules and not local:
+    if "site" not in sys.modules and not light:
         import site
 
         site.main()

@@ -13,6 +13,7 @@ from tools import (
     verbs_life,
     verbs_list,
     verbs_svc,
+    verbs_vm,
 )
 from tools._command import Context, Program, Verb
 from tools._command import main as run_program
@@ -35,13 +36,18 @@ _ROWS: dict[Kind, dict[str, Verb]] = {
 
 def _choose(context: Context, word: str, tail: Sequence[str]) -> Verb | None:
     """Return the row of ``word`` for the kind of environment that the command line names."""
-    return _ROWS[Kind.CONTAINER].get(word)
+    return verbs_vm.choose(context, word, tail) or _ROWS[Kind.CONTAINER].get(word)
 
 
 PROGRAM = Program(
     "pctl",
     "Create, run and change containers and virtual machines.",
-    verbs=(*_CONTAINER_VERBS, *verbs_list.VERBS, *verbs_events.VERBS),
+    verbs=(
+        *_CONTAINER_VERBS,
+        *verbs_list.VERBS,
+        *verbs_events.VERBS,
+        *verbs_vm.only(_CONTAINER_VERBS),
+    ),
     choose=_choose,
 )
 

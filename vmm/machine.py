@@ -340,9 +340,9 @@ class Machine:
         self.progress.say("The VM has been successfully deleted.")
 
     def _check_dependents(self) -> None:
-        from vmm import cloning
+        from vmm.cloning import dependents
 
-        users = cloning.dependents(self.paths, self.record)
+        users = dependents(self.paths, self.record)
         if users:
             raise DevicesFailed(
                 f"linked clones share disks of {self.label}: {', '.join(users)}",
