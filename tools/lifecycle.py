@@ -301,6 +301,9 @@ def repair(context: Context, ctid: int) -> None:
         elif entry.act == "destroy":
             context.progress(ctid).warn("finishing a destroy that was interrupted")
             _finish_destroy(paths, ctid, private)
+        elif entry.act == "reinstall":
+            _repair_reinstall(private, Path(entry.details["fresh"]))
+            entry.clear()
         elif entry.act == "move":
             _repair_move(
                 paths, ctid, entry.details["target"], Path(entry.details["origin"]), private
@@ -316,3 +319,14 @@ def _repair_move(paths: Paths, old: int, new: int, origin: Path, target: Path) -
     elif target.exists() and not origin.exists():
         os.rename(target, origin)
         files.fsync_directory(origin.parent)
+
+
+def _repair_reinstall(private: Path, fresh: Path) -> None:
+    """Leave the old system where it still stands, else put the finished new one in its place."""
+    old = private.with_name(f"{private.name}.old")
+    if not private.exists() and fresh.exists():
+        os.rename(fresh, private)
+    if private.exists():
+        files.remove_tree(fresh)
+        files.remove_tree(old)
+    files.sweep_temporaries(private.parent)

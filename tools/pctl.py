@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tools import (
     diagnose,
+    reinstall,
     report,
     verbs_container,
     verbs_events,
@@ -24,6 +25,7 @@ _CONTAINER_VERBS = (
     *verbs_life.VERBS,
     *diagnose.VERBS,
     *report.VERBS,
+    *reinstall.VERBS,
     *verbs_svc.VERBS,
 )
 #: The rows of each kind by word, aliases included.
