@@ -4,19 +4,23 @@ A bed owns a directory with `lower`, `upper`, `work` and `merged` in it. Everyth
 gone when its `with` block ends, also when the file system under test hangs.
 """
 
+from __future__ import annotations
+
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import calls
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+if TYPE_CHECKING:
+    from vzfs.options import Options
+
 OVERLAY_OPTIONS = "redirect_dir=on,index=on,metacopy=off"
 
 
@@ -40,6 +44,11 @@ class Bed:
         """The uppermost lower layer."""
         return self.lowers[0]
 
+    @classmethod
+    def missing(cls) -> str:
+        """Return what this machine lacks for the bed and how to get it, or nothing."""
+        return ""
+
     def mount(self) -> None:
         """Make `merged` show the layers."""
 
@@ -52,11 +61,12 @@ class Bed:
         self.mount()
 
     def abandon(self) -> None:
-        """Get rid of the mount even when nobody answers behind it."""
-        self.unmount()
+        """Get rid of the mount even when nobody answers behind it, or there is none."""
+        while os.path.ismount(self.merged):
+            calls.unmount(str(self.merged))
 
     @contextmanager
-    def mounted(self) -> Iterator["Bed"]:
+    def mounted(self) -> Iterator[Bed]:
         """Mount for the duration of a block."""
         self.mount()
         try:
@@ -95,4 +105,95 @@ class FuseOverlayfs(Bed):
         calls.unmount(str(self.merged))
 
 
-BEDS: dict[str, type[Bed]] = {bed.name: bed for bed in (Bed, Overlayfs, FuseOverlayfs)}
+class Vzfs(Bed):
+    """The file system under test, its server forked from this process."""
+
+    name = "vzfs-kernel"
+    transport = "kernel"
+    has_lower = True
+    #: Further fields of vzfs.options.Options.
+    settings: dict[str, object] = {}
+    server = -1
+
+    @classmethod
+    def missing(cls) -> str:
+        """The kernel transport runs anywhere as root; passthrough is its own affair."""
+        return ""
+
+    def options(self) -> Options:
+        """Return what the server is told."""
+        from vzfs.options import Options
+
+        return Options(
+            lower=self.lowers,
+            upper=self.upper,
+            work=self.work,
+            transport=self.transport,
+            **self.settings,  # type: ignore[arg-type]
+        )
+
+    def mount(self) -> None:
+        from vzfs import server
+
+        server.preload()
+        device = server.open_device()
+        try:
+            server.mount(device, self.options(), self.merged)
+            self.server = self.serve(device)
+        finally:
+            os.close(device)
+
+    def serve(self, device: int, resume: bool = False) -> int:
+        """Fork a server for a descriptor of /dev/fuse and return its process id."""
+        from vzfs import server
+
+        child = os.fork()
+        if child:
+            return child
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            server.serve(device, self.options(), resume=resume)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def unmount(self) -> None:
+        calls.unmount(str(self.merged), 0)
+        self._reap(10)
+
+    def abandon(self) -> None:
+        """Kill the server: the kernel then fails every request that waits for it."""
+        self._reap(0)
+        super().abandon()
+
+    def _reap(self, patience_s: float) -> None:
+        if self.server < 0:
+            return
+        deadline = time.monotonic() + patience_s
+        while not (done := os.waitpid(self.server, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.kill(self.server, signal.SIGKILL)
+                done = os.waitpid(self.server, 0)
+                if patience_s:
+                    raise AssertionError("the server outlives its mount")
+                break
+            time.sleep(0.002)
+        self.server = -1
+        status = os.waitstatus_to_exitcode(done[1])
+        if patience_s and status != 0:
+            raise AssertionError(f"the server ended with {status}")
+
+
+class VzfsPyfuse3(Vzfs):
+    """The same over the portable transport."""
+
+    name = "vzfs-pyfuse3"
+    transport = "pyfuse3"
+
+
+BEDS: dict[str, type[Bed]] = {
+    bed.name: bed for bed in (Bed, Overlayfs, FuseOverlayfs, Vzfs, VzfsPyfuse3)
+}
