@@ -1,0 +1,116 @@
+"""The warm service: commands do the same with it, without it, and when it dies under them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tools import client
+
+pytestmark = pytest.mark.root
+
+
+def service_pid(system) -> int | None:
+    for pid in system.processes():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"tools.service" in words and _parent_is_gone(pid):
+            return pid
+    return None
+
+
+def _parent_is_gone(pid: int) -> bool:
+    """Whether the process is the service itself, not a command forked from it."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    parent = int(text[text.rindex(")") + 2 :].split()[1])
+    try:
+        return b"tools.service" not in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return True
+
+
+def await_service(system, *, there: bool = True) -> None:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        sock = client.connect(str(system.root))
+        if sock is not None:
+            sock.close()
+        if (sock is not None) == there:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the service is {'not ' if there else ''}there")
+
+
+def test_a_changing_command_starts_the_service_and_a_reading_one_does_not(warm_system):
+    warm_system.ok("vzlist", "-a")
+    warm_system.fails(14, "vzctl", "status", "nobody")
+    assert client.connect(str(warm_system.root)) is None
+    warm_system.create(101)
+    await_service(warm_system)
+    warm_system.ok("vzctl", "start", 101)
+    assert warm_system.ok("vzctl", "exec", 101, "-", stdin=b"echo hello\n") == "hello\n"
+    warm_system.fails(32, "vzctl", "start", 101)
+    warm_system.ok("vzctl", "stop", 101)
+
+
+def test_containers_outlive_the_service(warm_system):
+    warm_system.create(101)
+    await_service(warm_system)
+    warm_system.ok("vzctl", "start", 101)
+    pid = service_pid(warm_system)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await_service(warm_system, there=False)
+    assert warm_system.ok("vzctl", "exec", 101, "echo alive") == "alive\n"
+    assert warm_system.status(101)["running"]
+
+
+def test_a_command_under_way_survives_the_death_of_the_service(warm_system):
+    warm_system.create(101)
+    await_service(warm_system)
+    warm_system.ok("vzctl", "start", 101)
+    process = warm_system.popen("vzctl", "exec2", 101, "sleep 2; echo done; exit 5",
+                                stdout=subprocess.PIPE)  # fmt: skip
+    time.sleep(0.5)
+    pid = service_pid(warm_system)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    out, _ = process.communicate(timeout=30)
+    assert (out, process.returncode) == (b"done\n", 5)
+
+
+def test_an_exec_ends_when_its_stub_is_killed(warm_system):
+    warm_system.create(101)
+    await_service(warm_system)
+    warm_system.ok("vzctl", "start", 101)
+    process = warm_system.popen("vzctl", "exec2", 101, "exec sleep 4321", stdout=subprocess.DEVNULL)
+    time.sleep(0.7)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if "4321" not in warm_system.ok("vzctl", "exec", 101, "ps"):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the program inside goes on though its caller is gone")
+
+
+def test_a_service_of_older_code_is_replaced(warm_system):
+    warm_system.create(101)
+    await_service(warm_system)
+    first = service_pid(warm_system)
+    module = Path(client.__file__)
+    stat = module.stat()
+    os.utime(module, ns=(stat.st_atime_ns, time.time_ns()))
+    try:
+        warm_system.ok("vzctl", "start", 101)
+        await_service(warm_system)
+        second = service_pid(warm_system)
+        assert second is not None
+        assert second != first
+    finally:
+        os.utime(module, ns=(stat.st_atime_ns, stat.st_mtime_ns))
