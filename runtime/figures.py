@@ -1,0 +1,278 @@
+"""What a container uses of each controller, read from its cgroup directories, v1 or v2.
+
+Sources: Documentation/admin-guide/cgroup-v1/{memory,blkio-controller,cpuacct}.rst and
+cgroup-v2.rst. A figure the kernel does not give is None; nothing here raises.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from runtime.cgroups import hierarchies
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFigures:
+    """Memory of a container, in bytes; failures are counts since its start."""
+
+    used: int = 0
+    peak: int | None = None
+    limit: int | None = None
+    swap: int = 0
+    swap_limit: int | None = None
+    anonymous: int = 0
+    #: Page cache, shared memory included.
+    cache: int = 0
+    shared: int = 0
+    mapped: int = 0
+    active_anonymous: int = 0
+    inactive_anonymous: int = 0
+    active_file: int = 0
+    inactive_file: int = 0
+    unevictable: int = 0
+    dirty: int = 0
+    writeback: int = 0
+    #: The kernel's own for it: slab, stacks, page tables, socket buffers.
+    kernel: int = 0
+    slab_reclaimable: int = 0
+    page_faults: int = 0
+    #: How often the limit was hit, and processes killed for it.
+    limit_hits: int = 0
+    oom_kills: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFigures:
+    """Processor time of a container since its start, in nanoseconds."""
+
+    total_ns: int = 0
+    user_ns: int = 0
+    system_ns: int = 0
+    throttled_ns: int = 0
+    throttled_periods: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IoFigures:
+    """Disk I/O of a container since its start, on all devices."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFigures:
+    """Processes and threads of a container; failures are refused forks since its start."""
+
+    now: int = 0
+    peak: int | None = None
+    limit: int | None = None
+    failures: int = 0
+
+
+class Figures:
+    """The figures of one container; each property reads the kernel anew."""
+
+    def __init__(self, tag: str, ctid: int) -> None:
+        """Look at container ``ctid`` of the system with ``tag`` (``Paths.tag``)."""
+        hosts = hierarchies()
+        name = f"pyvz{tag}/{ctid}"
+        self._v1 = {controller: f"{mount}/{name}" for controller, mount in hosts.v1.items()}
+        self._v2 = None if hosts.v2 is None else f"{hosts.v2}/{name}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the container has cgroups, which it does while it runs."""
+        return any(os.path.isdir(place) for place in self._directories())
+
+    def _directories(self) -> Iterator[str]:
+        yield from self._v1.values()
+        if self._v2 is not None:
+            yield self._v2
+
+    def pids(self) -> list[int]:
+        """Return the host ids of its processes, unsorted."""
+        place = self._v2 or next(self._directories())
+        found: list[int] = []
+        waiting = [place]
+        while waiting:
+            directory = waiting.pop()
+            found += map(int, _text(f"{directory}/cgroup.procs").split())
+            with suppress(OSError), os.scandir(directory) as entries:
+                waiting += [entry.path for entry in entries if entry.is_dir()]
+        return found
+
+    def memory(self) -> MemoryFigures:
+        """Return its memory."""
+        if "memory" in self._v1:
+            return self._memory_v1(self._v1["memory"])
+        return self._memory_v2(self._v2 or "")
+
+    def _memory_v1(self, place: str) -> MemoryFigures:
+        stat = _pairs(f"{place}/memory.stat")
+        used = _number(f"{place}/memory.usage_in_bytes") or 0
+        both = _number(f"{place}/memory.memsw.usage_in_bytes")
+        limit = _limit(_number(f"{place}/memory.limit_in_bytes"))
+        both_limit = _limit(_number(f"{place}/memory.memsw.limit_in_bytes"))
+        swap_limit = None
+        if both_limit is not None and limit is not None:
+            swap_limit = both_limit - limit
+        return MemoryFigures(
+            used=used,
+            peak=_number(f"{place}/memory.max_usage_in_bytes"),
+            limit=limit,
+            swap=max(both - used, 0) if both is not None else stat.get("total_swap", 0),
+            swap_limit=swap_limit,
+            anonymous=stat.get("total_rss", 0),
+            cache=stat.get("total_cache", 0),
+            shared=stat.get("total_shmem", 0),
+            mapped=stat.get("total_mapped_file", 0),
+            active_anonymous=stat.get("total_active_anon", 0),
+            inactive_anonymous=stat.get("total_inactive_anon", 0),
+            active_file=stat.get("total_active_file", 0),
+            inactive_file=stat.get("total_inactive_file", 0),
+            unevictable=stat.get("total_unevictable", 0),
+            dirty=stat.get("total_dirty", 0),
+            writeback=stat.get("total_writeback", 0),
+            kernel=_number(f"{place}/memory.kmem.usage_in_bytes") or 0,
+            page_faults=stat.get("total_pgfault", 0),
+            limit_hits=_number(f"{place}/memory.failcnt") or 0,
+            oom_kills=_pairs(f"{place}/memory.oom_control").get("oom_kill", 0),
+        )
+
+    def _memory_v2(self, place: str) -> MemoryFigures:
+        stat = _pairs(f"{place}/memory.stat")
+        events = _pairs(f"{place}/memory.events")
+        kernel = stat.get("kernel")
+        if kernel is None:  # before Linux 5.18
+            kernel = sum(stat.get(key, 0) for key in ("slab", "kernel_stack", "pagetables"))
+        return MemoryFigures(
+            used=_number(f"{place}/memory.current") or 0,
+            peak=_number(f"{place}/memory.peak"),
+            limit=_limit(_number(f"{place}/memory.max")),
+            swap=_number(f"{place}/memory.swap.current") or 0,
+            swap_limit=_limit(_number(f"{place}/memory.swap.max")),
+            anonymous=stat.get("anon", 0),
+            cache=stat.get("file", 0),
+            shared=stat.get("shmem", 0),
+            mapped=stat.get("file_mapped", 0),
+            active_anonymous=stat.get("active_anon", 0),
+            inactive_anonymous=stat.get("inactive_anon", 0),
+            active_file=stat.get("active_file", 0),
+            inactive_file=stat.get("inactive_file", 0),
+            unevictable=stat.get("unevictable", 0),
+            dirty=stat.get("file_dirty", 0),
+            writeback=stat.get("file_writeback", 0),
+            kernel=kernel + stat.get("sock", 0),
+            slab_reclaimable=stat.get("slab_reclaimable", 0),
+            page_faults=stat.get("pgfault", 0),
+            limit_hits=events.get("max", 0),
+            oom_kills=events.get("oom_kill", 0),
+        )
+
+    def cpu(self) -> CpuFigures:
+        """Return its processor time."""
+        found = _pairs(f"{self._v2}/cpu.stat") if self._v2 is not None else {}
+        throttle = _pairs(f"{self._v1['cpu']}/cpu.stat") if "cpu" in self._v1 else found
+        throttled_ns = throttle.get("throttled_time", throttle.get("throttled_usec", 0) * 1000)
+        # v2 keeps times without its controller too; only v1 alone needs cpuacct.
+        if "usage_usec" in found:
+            return CpuFigures(
+                found["usage_usec"] * 1000,
+                found["user_usec"] * 1000,
+                found["system_usec"] * 1000,
+                throttled_ns,
+                throttle.get("nr_throttled", 0),
+            )
+        place = self._v1.get("cpuacct", "")
+        return CpuFigures(
+            _number(f"{place}/cpuacct.usage") or 0,
+            _number(f"{place}/cpuacct.usage_user") or 0,
+            _number(f"{place}/cpuacct.usage_sys") or 0,
+            throttled_ns,
+            throttle.get("nr_throttled", 0),
+        )
+
+    def cpus(self) -> str | None:
+        """Return the processors it may run on, as a list like ``0,2-5``; None if unknown."""
+        if "cpuset" in self._v1:
+            return _text(f"{self._v1['cpuset']}/cpuset.cpus").strip() or None
+        return _text(f"{self._v2}/cpuset.cpus.effective").strip() or None
+
+    def io(self) -> IoFigures:
+        """Return its disk I/O."""
+        if "blkio" in self._v1:
+            place = self._v1["blkio"]
+            size = _blkio(f"{place}/blkio.throttle.io_service_bytes_recursive")
+            count = _blkio(f"{place}/blkio.throttle.io_serviced_recursive")
+            return IoFigures(size["Read"], size["Write"], count["Read"], count["Write"])
+        totals = {"rbytes": 0, "wbytes": 0, "rios": 0, "wios": 0}
+        for line in _text(f"{self._v2}/io.stat").splitlines():
+            for word in line.split()[1:]:
+                key, _, value = word.partition("=")
+                if key in totals and value.isdecimal():
+                    totals[key] += int(value)
+        return IoFigures(totals["rbytes"], totals["wbytes"], totals["rios"], totals["wios"])
+
+    def tasks(self) -> TaskFigures:
+        """Return its processes and threads."""
+        place = self._v1.get("pids", self._v2 or "")
+        return TaskFigures(
+            _number(f"{place}/pids.current") or 0,
+            _number(f"{place}/pids.peak"),
+            _limit(_number(f"{place}/pids.max")),
+            _pairs(f"{place}/pids.events").get("max", 0),
+        )
+
+    def stalled_us(self, resource: str) -> int | None:
+        """Return for how long something waited for ``cpu``, ``memory`` or ``io``, in µs.
+
+        Pressure stall information (Documentation/accounting/psi.rst), the "some" line.
+        """
+        for line in _text(f"{self._v2}/{resource}.pressure").splitlines():
+            if line.startswith("some "):
+                return int(line.rpartition("total=")[2])
+        return None
+
+
+def _text(path: str) -> str:
+    """Return the content of a control file, empty when there is none."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(65536).decode("ascii", "replace")
+    except OSError:
+        return ""
+
+
+def _number(path: str) -> int | None:
+    word = _text(path).strip()
+    return int(word) if word.lstrip("-").isdecimal() else None
+
+
+def _limit(value: int | None) -> int | None:
+    """Return None for v1's way to write no limit: LONG_MAX rounded down to pages, or -1."""
+    return None if value is None or value < 0 or value >= 1 << 62 else value
+
+
+def _pairs(path: str) -> dict[str, int]:
+    found = {}
+    for line in _text(path).splitlines():
+        key, _, value = line.partition(" ")
+        if value.isdecimal():
+            found[key] = int(value)
+    return found
+
+
+def _blkio(path: str) -> dict[str, int]:
+    """Return the sums over all devices of lines "MAJOR:MINOR OPERATION NUMBER"."""
+    totals = {"Read": 0, "Write": 0}
+    for line in _text(path).splitlines():
+        words = line.split()
+        if len(words) == 3 and words[1] in totals:
+            totals[words[1]] += int(words[2])
+    return totals
