@@ -40,6 +40,8 @@ class Limits:
     memory_bytes: int | None = None
     #: Swap on top of ``memory_bytes``.
     swap_bytes: int | None = None
+    #: What reclaim leaves it while others can still give.
+    guarantee_bytes: int | None = None
     #: Processes and threads.
     tasks: int | None = None
     #: 10…1000, default 100.
@@ -60,7 +62,7 @@ class Limits:
 FAMILIES: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu_units", "cpu_quota"),
     "cpuset": ("cpus", "nodes"),
-    "memory": ("memory_bytes", "swap_bytes"),
+    "memory": ("memory_bytes", "swap_bytes", "guarantee_bytes"),
     "pids": ("tasks",),
     "io": ("io_weight", "io_bytes_per_s", "io_operations_per_s"),
     "devices": ("devices",),

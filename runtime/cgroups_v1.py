@@ -59,7 +59,13 @@ def set_cpuset(directory: str, limits: Limits) -> None:
 
 
 def set_memory(directory: str, limits: Limits) -> None:
-    """Apply memory and swap; v1 limits their sum, which must never be below the memory limit."""
+    """Apply memory and swap; v1 limits their sum, which must never be below the memory limit.
+
+    v1 knows no guarantee; its soft limit comes nearest: groups above theirs are reclaimed first.
+    """
+    if limits.guarantee_bytes is not None:
+        soft = _bytes(limits.guarantee_bytes) if limits.guarantee_bytes else "-1"
+        write(directory, "memory.soft_limit_in_bytes", soft)
     if limits.memory_bytes is None and limits.swap_bytes is None:
         return
     swap_known = os.path.exists(f"{directory}/memory.memsw.limit_in_bytes")

@@ -38,7 +38,9 @@ def set_cpuset(directory: str, limits: Limits) -> None:
 
 
 def set_memory(directory: str, limits: Limits) -> None:
-    """Apply memory and swap, which v2 limits apart."""
+    """Apply memory and swap, which v2 limits apart, and the guarantee."""
+    if limits.guarantee_bytes is not None:
+        write(directory, "memory.low", _or_max(limits.guarantee_bytes))
     if limits.memory_bytes is not None:
         write(directory, "memory.max", _or_max(limits.memory_bytes))
     if limits.swap_bytes is not None:

@@ -1,0 +1,89 @@
+"""Disk quota settings of a running or mounted container, through the file layer's quota file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from runtime.errors import InvalidValue, QuotaSetFailed, UgidQuotaFailed, VzError
+from runtime.units import KIB, UNLIMITED, Pair, pair
+from vzfs import quota
+from vzfs.quotaerror import EXIT_NO_FILE, QuotaError, open_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runtime.config import Config
+    from runtime.container import Container
+
+#: Grace period where QUOTATIME is not set, in seconds: a week, as vzquota has it.
+_GRACE_S = 7 * 86400
+
+
+def changes(config: Mapping[str, str]) -> quota.Changes:
+    """Return the quota limits of a configuration; 0 is the file layer's word for no limit."""
+    space, inodes = _limits(config, "DISKSPACE", KIB), _limits(config, "DISKINODES", 0)
+    grace = config.get("QUOTATIME", "")
+    seconds = int(grace) if grace.isdecimal() else _GRACE_S
+    users = config.get("QUOTAUGIDLIMIT", "")
+    users_limit = int(users) if users.isdecimal() else 0
+    return quota.Changes(
+        block_soft=space.barrier,
+        block_hard=space.limit,
+        inode_soft=inodes.barrier,
+        inode_hard=inodes.limit,
+        block_expire=seconds,
+        inode_expire=seconds,
+        sub_quotas=int(users_limit > 0),
+        ugid_limit=users_limit,
+    )
+
+
+def _limits(config: Mapping[str, str], key: str, unit: int) -> Pair:
+    try:
+        found = pair(config.get(key) or "unlimited", unit=unit)
+    except InvalidValue:
+        return Pair(0, 0)
+    return Pair(*(0 if value >= UNLIMITED else value for value in found))
+
+
+def apply(ct: Container, before: Config, after: Config) -> None:
+    """Let the quota follow DISKSPACE, DISKINODES and QUOTATIME; raises QuotaSetFailed."""
+    path = ct.paths.quota_file(ct.ctid)
+    if after.get("DISK_QUOTA") == "no":
+        return
+    new = changes(after)
+    with _translated(QuotaSetFailed):
+        quota.apply_space(path, new.block_soft or 0, new.block_hard or 0)
+        quota.apply_inodes(path, new.inode_soft or 0, new.inode_hard or 0)
+        quota.apply_time(path, new.block_expire or 0)
+
+
+def apply_users(ct: Container, before: Config, after: Config) -> None:
+    """Let the quota follow QUOTAUGIDLIMIT; raises UgidQuotaFailed."""
+    if after.get("DISK_QUOTA") == "no":
+        return
+    with _translated(UgidQuotaFailed):
+        quota.apply_ugid_limit(ct.paths.quota_file(ct.ctid), changes(after).ugid_limit or 0)
+
+
+def enabled(ct: Container) -> bool:
+    """Return whether the container's quota is counted and bound just now."""
+    try:
+        with open_file(ct.paths.quota_file(ct.ctid)) as file:
+            return file.running
+    except QuotaError as error:
+        if error.code == EXIT_NO_FILE:
+            return False
+        raise QuotaSetFailed(str(error)) from error
+
+
+@contextmanager
+def _translated(failure: type[VzError]) -> Iterator[None]:
+    try:
+        yield
+    except QuotaError as error:
+        raise failure(str(error), hint=getattr(error, "hint", "")) from error
+    except OSError as error:
+        raise failure(f"{error.filename or 'quota'}: {error.strerror}") from error
