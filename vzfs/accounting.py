@@ -5,7 +5,7 @@ them unseen, ``st_blocks`` *is* what was charged: nothing has to be remembered. 
 for the others:
 
     writer     a file open for writing with passthrough: it grows without the server
-    directory  entries were added: its blocks are looked at later, not at every entry
+    watched    a directory to which names are added, a copy being completed: looked at later
     closing    a file that was written: delayed allocation may still add blocks of its extent tree
     orphan     open, but without a name: it is charged until its last close
 
@@ -34,6 +34,7 @@ from vzfs.quotalayout import (
     C_INODE,
     C_ORPHAN,
     C_OWNER,
+    F_DIRTY,
     HANDLE_MAX,
     KIND_CHARGES,
 )
@@ -69,8 +70,6 @@ class Charge:
         self.uid = uid
         self.gid = gid
         self.blocks = blocks
-        #: Somebody else's descriptor of it, to look at it while it is open; else -1.
-        self.fd = -1
         self.writers = 0
         self.orphan = False
         #: When the last writer left (monotonic), 0 while there is one.
@@ -104,7 +103,7 @@ class Handles:
 
     def describe(self, fd: int) -> syscalls.Handle | None:
         """Return the handle to be recorded for ``fd``; None when the number is enough, or nothing."""
-        if self._by_number or not self.usable:
+        if self._by_number or not self.usable or fd < 0:
             return None
         with suppress(OSError):
             return syscalls.name_to_handle(fd, b"")
@@ -154,7 +153,6 @@ class Accounting:
 
     __slots__ = (
         "_closing",
-        "_directories",
         "_free",
         "_handles",
         "_next_look_s",
@@ -172,7 +170,6 @@ class Accounting:
         self._handles = Handles(area)
         self.charges: dict[int, Charge] = {}
         self._closing: OrderedDict[int, Charge] = OrderedDict()
-        self._directories: OrderedDict[int, Charge] = OrderedDict()
         #: Charges of a former server, whose writers nobody counts any more.
         self._recovered: dict[int, Charge] = {}
         self._next_look_s = 0.0
@@ -200,8 +197,8 @@ class Accounting:
         if blocks != reserved:
             self.ledger.record(uid, gid, blocks - reserved, 0)
 
-    def opened(self, st: os.stat_result, fd: int) -> Charge:
-        """A file is opened for writing; ``st`` is its status now, ``fd`` stays open till ``closed``."""
+    def opened(self, st: os.stat_result, fd: int = -1) -> Charge:
+        """A file is opened for writing; ``st`` is its status now, ``fd`` any descriptor of it."""
         inode = st.st_ino
         charge = self.charges.get(inode)
         if charge is None:
@@ -209,7 +206,6 @@ class Accounting:
         elif charge.closed_s:
             del self._closing[inode]
             charge.closed_s = 0.0
-        charge.fd = fd
         charge.writers += 1
         return charge
 
@@ -223,7 +219,6 @@ class Accounting:
             charge.writers -= 1
             return
         charge.writers = 0
-        charge.fd = -1
         if charge.orphan or inode in self._recovered:
             return
         if blocks > _SMALL_BLOCKS and self._handles.usable:
@@ -234,18 +229,24 @@ class Accounting:
         else:
             self._forget(charge)
 
-    def directory(self, fd: int) -> None:
-        """An entry is about to be added to a private directory (any descriptor of it).
+    def watch(self, st: os.stat_result, fd: int = -1) -> None:
+        """An inode is about to change (``st`` is its status, ``fd`` any descriptor of it).
 
-        Without file handles call ``changed`` after the operation instead.
+        It is looked at later: when the oldest make room, when exact figures are wanted, at the
+        end. For directories to which a name is added, attributes, copies.
         """
-        st = os.fstat(fd)
-        if st.st_ino in self.charges or not self._handles.usable:
+        inode = st.st_ino
+        if inode in self.charges:
+            return
+        if not self._handles.usable:
+            # It cannot be found again by its number: the next start counts afresh.
+            self.ledger.file.set_flags(on=F_DIRTY)
             return
         charge = self._new(st, fd)
-        self._directories[st.st_ino] = charge
-        if len(self._directories) > _REMEMBERED:
-            self._drop(self._directories.popitem(last=False)[1])
+        charge.closed_s = time.monotonic()
+        self._closing[inode] = charge
+        if len(self._closing) > _REMEMBERED:
+            self._drop(self._closing.popitem(last=False)[1])
 
     def changed(self, st: os.stat_result, before: int, reserved: int = 0) -> None:
         """The server changed an inode which had ``before`` blocks; ``st`` is its status now.
@@ -288,7 +289,7 @@ class Accounting:
         self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
         self._forget(charge)
 
-    def orphaned(self, st: os.stat_result, fd: int) -> None:
+    def orphaned(self, st: os.stat_result, fd: int = -1) -> None:
         """The last name of an inode is gone while it is open; it stays charged till ``evicted``."""
         charge = self.charges.get(st.st_ino)
         if charge is None:
@@ -347,13 +348,7 @@ class Accounting:
     def flush(self) -> None:
         """Look at everything that may have changed unseen: the ledger is exact after this."""
         for charge in list(self.charges.values()):
-            if charge.inode in self._directories or charge.inode in self._recovered:
-                self._look(charge)
-            elif charge.fd >= 0:
-                with suppress(OSError):
-                    self.settle(charge, os.fstat(charge.fd).st_blocks)
-            else:
-                self._look(charge)
+            self._look(charge)
         self.ledger.place_pending()
         self.ledger.commit()
 
@@ -401,7 +396,6 @@ class Accounting:
         inode = charge.inode
         self.charges.pop(inode, None)
         self._closing.pop(inode, None)
-        self._directories.pop(inode, None)
         self._recovered.pop(inode, None)
         if charge.words is not None:
             charge.words[charge.at] = 0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vzfs import layers, protocol, syscalls
 from vzfs.inodes import Directory, File, Node
 from vzfs.listing import Reading
-from vzfs.naming import ACCESS_ACL, DEFAULT_ACL
+from vzfs.naming import ACCESS_ACL, SELF, Caller
 from vzfs.overlay import failure
 
 _UTIME = (
@@ -23,6 +23,9 @@ _UTIME = (
     | protocol.FATTR_MTIME_NOW
 )
 _OWNER = protocol.FATTR_UID | protocol.FATTR_GID
+_CAP_FSETID = 4
+#: The uid and gid of a request on an idmapped mount which creates nothing.
+NOBODY = 0xFFFFFFFF
 _GET_FLAGS = (syscalls.FS_IOC_GETFLAGS, 0x80046601)
 _SET_FLAGS = (syscalls.FS_IOC_SETFLAGS, 0x40046602)
 #: The user may change these; others (extents, inline data…) stay as the file system set them.
@@ -44,9 +47,16 @@ class Change(NamedTuple):
 class Attributes(Reading):
     """The operations on attributes."""
 
-    def setattr(self, node: Node, change: Change) -> os.stat_result:
+    def setattr(self, node: Node, change: Change, caller: Caller = SELF) -> os.stat_result:
         """Change attributes; returns the new ones. May raise `Later`."""
         valid = change.valid
+        st = self._setattr(node, change, valid)
+        if st.st_mode & stat.S_ISGID and loses_setgid(st, caller):
+            os.chmod(self.path(node), stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
+            st = self.stat(node)
+        return st
+
+    def _setattr(self, node: Node, change: Change, valid: int) -> os.stat_result:
         if isinstance(node, File) and node.nid in self.jobs:
             self.own_data(node)
         if valid & protocol.FATTR_SIZE:
@@ -182,10 +192,15 @@ class Attributes(Reading):
         """Return an extended attribute. Raises ENODATA, ENOTSUP."""
         return os.getxattr(self.path(node), stored(name), follow_symlinks=self.follow(node))
 
-    def listxattr(self, node: Node) -> bytes:
-        """Return the names of the extended attributes, each ended by a zero byte."""
+    def listxattr(self, node: Node, caller: Caller = SELF) -> bytes:
+        """Return the names of the extended attributes, each ended by a zero byte.
+
+        Those in ``trusted`` are for the host's root only, xattr(7).
+        """
         names = os.listxattr(self.path(node), follow_symlinks=self.follow(node))
         shown = [shown_name(name) for name in names]
+        if any(name.startswith("trusted.") for name in shown) and not is_host_root(caller):
+            shown = [name for name in shown if not name.startswith("trusted.")]
         return b"".join(os.fsencode(name) + b"\0" for name in shown if name)
 
     def setxattr(self, node: Node, name: bytes, value: bytes, flags: int, kill: bool) -> None:
@@ -244,13 +259,10 @@ class Attributes(Reading):
         if isinstance(node, Directory):
             return os.open(self.path(node), flags | os.O_DIRECTORY)
         assert isinstance(node, File)
-        if not stat.S_ISREG(node.kind):
+        real = node.twin or node
+        if not stat.S_ISREG(real.kind):
             raise failure(errno.ENOTTY)
-        return (
-            self.open_file(node.twin or node, flags, data=False)
-            if node.has_copy
-            else (self.open_file(node, flags))
-        )
+        return self.open_file(real, flags, data=not real.has_copy)
 
     def _get_flags(self, node: Node) -> int:
         fd = self._open_any(node)
@@ -259,18 +271,32 @@ class Attributes(Reading):
         finally:
             os.close(fd)
 
+    def _own_for_flags(self, node: Node) -> None:
+        """Make everything private that could not be changed under a protecting flag."""
+        if isinstance(node, File):
+            self.own_data(node.twin or node)
+        elif isinstance(node, Directory):
+            self.private(node)
+            self.make_impure(node)
+
     def _set_flags(self, node: Node, wanted: int) -> None:
-        if isinstance(node, File) and node.nid in self.jobs:
-            self.own_data(node)
-        self.own(node)
+        self._own_for_flags(node)
         fd = self._open_any(node)
         try:
             kept = syscalls.get_flags(fd) & ~_SETTABLE
             syscalls.set_flags(fd, kept | wanted & _SETTABLE)
-            if isinstance(node, File):
-                (node.twin or node).flags = syscalls.get_flags(fd)
+            self._flags_changed(node, fd)
         finally:
             os.close(fd)
+
+    def _flags_changed(self, node: Node, fd: int) -> None:
+        node.flags = syscalls.get_flags(fd)
+        self.invalidate(node)
+        if isinstance(node, File) and node.twin is not None:
+            self._flags_changed(node.twin, fd)
+
+    def invalidate(self, node: Node) -> None:
+        """Have the kernel forget attributes that changed in a way it does not know of."""
 
     def _get_fsx(self, node: Node) -> bytes:
         fd = self._open_any(node)
@@ -280,32 +306,16 @@ class Attributes(Reading):
             os.close(fd)
 
     def _set_fsx(self, node: Node, data: bytes) -> None:
-        self.own(node)
+        self._own_for_flags(node)
         fd = self._open_any(node)
         try:
             current = fcntl.ioctl(fd, syscalls.FS_IOC_FSGETXATTR, bytes(28))
             # Only the flags: extent size hints and project ids belong to the host.
             wanted = data[:4] + current[4:]
             fcntl.ioctl(fd, syscalls.FS_IOC_FSSETXATTR, wanted)
-            if isinstance(node, File):
-                (node.twin or node).flags = syscalls.get_flags(fd)
+            self._flags_changed(node, fd)
         finally:
             os.close(fd)
-
-    def flags(self, node: File) -> int:
-        """Return the inode flags of a private file, remembered."""
-        if node.flags is None:
-            try:
-                fd = self.open_file(node, os.O_RDONLY | os.O_NONBLOCK)
-                try:
-                    node.flags = syscalls.get_flags(fd)
-                finally:
-                    os.close(fd)
-            except OSError as error:
-                if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP):
-                    raise
-                node.flags = 0
-        return node.flags
 
 
 def stored(name: bytes) -> str:
@@ -324,3 +334,65 @@ def shown_name(name: str) -> str:
             rest = name[len(prefix) :]
             return prefix + rest[5:] if rest.startswith("user.") else ""
     return name
+
+
+def status(pid: int) -> dict[str, str]:
+    """Return the lines of /proc/PID/status, {} for a process we cannot see."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return dict(line.split(":\t", 1) for line in file if ":\t" in line)
+    except OSError:
+        return {}
+
+
+def keeps_setid(caller: Caller) -> bool:
+    """Tell whether a caller has CAP_FSETID; on an idmapped mount its uid is not told."""
+    if caller.uid in (0, NOBODY):
+        if caller.uid == 0:
+            return True
+        effective = status(caller.pid).get("CapEff", "0")
+        return bool(int(effective, 16) >> _CAP_FSETID & 1)
+    return False
+
+
+def loses_setgid(st: os.stat_result, caller: Caller) -> bool:
+    """Tell whether a regular file must lose a setgid bit without group execution.
+
+    The kernel leaves that case of setattr_should_drop_sgid() (fs/attr.c) to the server: it sends
+    a SETATTR without the mode. A change of mode by someone outside the group never arrives with
+    the bit set, so it means the same.
+    """
+    if not stat.S_ISREG(st.st_mode) or st.st_mode & stat.S_IXGRP or keeps_setid(caller):
+        return False
+    if caller.gid == st.st_gid:
+        return False
+    words = status(caller.pid)
+    groups = {int(word) for word in words.get("Groups", "").split()}
+    if caller.gid == NOBODY:
+        groups.update(int(word) for word in words.get("Gid", "").split()[3:4])
+    return st.st_gid not in {inside(caller.pid, group) for group in groups}
+
+
+def inside(pid: int, gid: int) -> int:
+    """Return what a group id of ours is called in a process's user namespace, -1 for nothing."""
+    try:
+        with open(f"/proc/{pid}/gid_map", encoding="ascii") as file:
+            for line in file:
+                first, outside, count = (int(word) for word in line.split())
+                if outside <= gid < outside + count:
+                    return first + gid - outside
+    except OSError:
+        pass
+    return -1
+
+
+def is_host_root(caller: Caller) -> bool:
+    """Tell whether a caller is root in our own user namespace."""
+    if caller.uid != NOBODY:
+        return caller.uid == 0
+    try:
+        return os.stat(f"/proc/{caller.pid}/ns/user").st_ino == os.stat(
+            "/proc/self/ns/user"
+        ).st_ino and status(caller.pid).get("Uid", "1").split()[1:2] == ["0"]
+    except OSError:
+        return False

@@ -186,7 +186,7 @@ class CopyUp(Overlay):
                 node.fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
                 os.unlink(name, dir_fd=work)
             elif names > 1:
-                os.setxattr(target, layers.NLINK, b"%d" % names)
+                os.setxattr(target, layers.NLINK, b"%d" % names, follow_symlinks=False)
                 entry = index_name(slot, st.st_ino)
                 os.rename(name, entry, src_dir_fd=work, dst_dir_fd=self.index_place.fd)
                 self.indexed.add((slot, st.st_ino))
@@ -209,9 +209,7 @@ class CopyUp(Overlay):
 
     def group_size(self, slot: int, st: os.stat_result) -> int:
         """Return how many names of these layers are the lower file ``st``, 1 when only one is."""
-        if stat.S_ISREG(st.st_mode) and st.st_nlink > 1:
-            return self.groups.count(slot, st.st_ino)
-        return 1
+        return self.groups.count(slot, st.st_ino) if st.st_nlink > 1 else 1
 
     def charge_new(self, owner: os.stat_result, new: os.stat_result, at: int, name: bytes) -> None:
         """Tell the ledger of a fresh object; takes the object away again when that fails."""

@@ -15,11 +15,11 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from vzfs import syscalls
-from vzfs.attributes import Attributes
+from vzfs.attributes import Attributes, keeps_setid, loses_setgid
 from vzfs.inodes import File, Node
+from vzfs.naming import SELF, Caller
 from vzfs.overlay import failure
 
-_CAP_FSETID = 4
 _CACHED = 64
 #: Flags of an open file that matter to the backing descriptor.
 _KEPT = os.O_ACCMODE | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_NONBLOCK
@@ -44,7 +44,7 @@ class Files(Attributes):
         #: Files somebody may write to, by node id, for the ledger's timer.
         self.written: dict[int, File] = {}
 
-    def prepare_open(self, node: Node, flags: int, uid: int, pid: int) -> File:
+    def prepare_open(self, node: Node, flags: int, caller: Caller = SELF) -> File:
         """Make a file ready for open(2) with ``flags``; returns it.
 
         Raises `Later` while data are copied; ESTALE when the name has to be looked up again.
@@ -63,7 +63,7 @@ class Files(Attributes):
         self._check_protected(node, flags)
         if truncates:
             self._truncate(node, 0)
-            self._clear_setid(node, uid, pid)
+            self._clear_setid(node, caller)
         return node
 
     def _check_protected(self, node: File, flags: int) -> None:
@@ -74,15 +74,17 @@ class Files(Attributes):
         if protection & syscalls.FS_APPEND_FL and (not flags & os.O_APPEND or flags & os.O_TRUNC):
             raise failure(errno.EPERM)
 
-    def _clear_setid(self, node: File, uid: int, pid: int) -> None:
+    def _clear_setid(self, node: File, caller: Caller) -> None:
         """Take setuid and setgid away from a file truncated at open by an ordinary user."""
         st = self.stat(node)
         mode = stat.S_IMODE(st.st_mode)
+        if not mode & (stat.S_ISUID | stat.S_ISGID) or keeps_setid(caller):
+            return
         kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
+        if mode & stat.S_IXGRP or loses_setgid(st, caller):
             kept &= ~stat.S_ISGID
-        if kept != mode and not (uid == 0 or _has_fsetid(pid)):
-            os.chmod(self.path(node), kept, follow_symlinks=self.follow(node))
+        if kept != mode:
+            os.chmod(self.path(node), kept)
 
     def opened(self, node: File, flags: int) -> None:
         """Count an open file."""
@@ -303,15 +305,3 @@ class Files(Attributes):
                 self.measure(node)
             except OSError:
                 self.written.pop(node.nid, None)
-
-
-def _has_fsetid(pid: int) -> bool:
-    """Tell whether a process may keep setuid bits; asked where its uid is not known."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("CapEff:"):
-                    return bool(int(line.split()[1], 16) >> _CAP_FSETID & 1)
-    except OSError:
-        pass
-    return False

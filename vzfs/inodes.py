@@ -36,7 +36,7 @@ UNCOMPUTED = 0xFFF
 class Node:
     """What a node id stands for."""
 
-    __slots__ = ("fd", "ino", "lookups", "name", "nid", "parent")
+    __slots__ = ("fd", "flags", "ino", "lookups", "name", "nid", "parent")
 
     def __init__(self, nid: int, ino: int, parent: Directory | None, name: bytes) -> None:
         self.nid = nid
@@ -48,6 +48,8 @@ class Node:
         self.lookups = 0
         #: O_PATH descriptor of the object once it has no name we know; else -1.
         self.fd = -1
+        #: Inode flags of the private object, None when not read yet.
+        self.flags: int | None = None
 
     def release(self) -> None:
         """Close what the node holds."""
@@ -93,7 +95,6 @@ class File(Node):
         "backing_private",
         "charged",
         "escaped",
-        "flags",
         "kind",
         "links",
         "loname",
@@ -127,8 +128,6 @@ class File(Node):
         self.links: int | None = None
         #: Stands for a character device 0:0 (see layers.ESCAPED).
         self.escaped = False
-        #: Inode flags of the private copy, None when not read yet.
-        self.flags: int | None = None
         self.opens = 0
         self.writers = 0
         #: Passthrough id registered with the kernel, 0 for none, and which file it is.

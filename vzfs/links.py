@@ -103,7 +103,7 @@ def count_names(root: int) -> dict[int, int]:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         below.append(entry.name)
-                    elif entry.is_file(follow_symlinks=False):
+                    else:
                         counts[entry.inode()] += 1
         levels.append((fd, below))
 

@@ -36,6 +36,10 @@ class Caller(NamedTuple):
     pid: int = 0
 
 
+#: Nobody in particular: the server itself.
+SELF = Caller(0, 0, 0)
+
+
 class Naming(CopyUp):
     """Operations which add, move and remove names."""
 
@@ -436,7 +440,6 @@ class Naming(CopyUp):
             dir_fd = self.private(parent)
             if covers:
                 spare, work = self.temporary_name(), self.stack.temporary
-                self._check_removable(node)
                 self.whiteout(work, spare)
                 try:
                     os.rename(spare, name, src_dir_fd=work, dst_dir_fd=dir_fd)
@@ -446,13 +449,21 @@ class Naming(CopyUp):
             else:
                 os.unlink(name, dir_fd=dir_fd)
         else:
+            self.check_names(parent)
             self.whiteout(self.private(parent), name)
         self._drop_name(node, st)
         if real or node.up is None or node.links == 0:
             self._nameless(node)
 
-    def _check_removable(self, node: File) -> None:
-        """Raise EPERM for a file chattr(1) protects: rename(2) checks it, for the victim too."""
+    def check_names(self, directory: Directory) -> None:
+        """Raise EPERM when chattr(1) protects the names in a directory.
+
+        A whiteout would be a new name to the file system, which append-only allows.
+        """
+        if directory.up is not None and self.flags(directory) & (
+            syscalls.FS_IMMUTABLE_FL | syscalls.FS_APPEND_FL
+        ):
+            raise failure(errno.EPERM)
 
     def visible(self, directory: Directory) -> bool:
         """Tell whether a directory shows any entry."""
@@ -500,6 +511,7 @@ class Naming(CopyUp):
         self._pin(node)
         work = self.stack.temporary
         if node.up is None:
+            self.check_names(parent)
             self.whiteout(self.private(parent), name)
         else:
             dir_fd = self.private(parent)

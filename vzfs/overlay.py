@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from vzfs import layers, protocol
+from vzfs import layers, protocol, syscalls
 from vzfs.inodes import Directory, File, Node, NodeTable
 from vzfs.layers import Found, Place, Stack
 from vzfs.links import Groups
@@ -383,8 +383,11 @@ class Overlay:
                 size, blocks = below.st_size, below.st_blocks
             if real.links is not None:
                 links = real.links
-            elif real.low is not None and not real.has_copy and links > 1:
-                links = self.lower_links(real, st)
+            elif real.low is not None and not real.has_copy:
+                if real.parent is None:
+                    links = 0
+                elif links > 1:
+                    links = self.lower_links(real, st)
             if real.escaped:
                 mode = stat.S_IFCHR | stat.S_IMODE(mode)
         atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
@@ -457,6 +460,25 @@ class Overlay:
         if node.up is None:
             raise failure(errno.ESTALE)
         return os.open(node.upname, flags | os.O_NOFOLLOW, dir_fd=node.up.open())
+
+    def flags(self, node: Node) -> int:
+        """Return the inode flags of a private object, remembered."""
+        if node.flags is None:
+            node.flags = 0
+            try:
+                if isinstance(node, Directory):
+                    fd = os.open(self.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                else:
+                    assert isinstance(node, File)
+                    fd = self.open_file(node, os.O_RDONLY | os.O_NONBLOCK, data=False)
+                try:
+                    node.flags = syscalls.get_flags(fd)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENXIO):
+                    raise
+        return node.flags
 
     def forget(self, nid: int, count: int) -> None:
         """Drop references of the kernel."""

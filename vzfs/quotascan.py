@@ -1,6 +1,7 @@
 """Count what an area uses: blocks and inodes, in all and by owner, hard links once.
 
-What ``du`` counts, and what the ledger must agree with. Made for trees which an enemy filled: no
+What ``du`` counts, and what the ledger must agree with; whiteouts, which take no block and which
+their users do not see, are left out. Made for trees which an enemy filled: no
 path is built, so neither depth nor names matter, and two descriptors are open at most.
 """
 
@@ -85,6 +86,9 @@ def _read(
                 raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), entry.name)
             if stat.S_ISDIR(status.st_mode):
                 below.append(entry.name)
+            elif stat.S_ISCHR(status.st_mode) and not status.st_rdev:
+                # A whiteout hides a name of a lower layer; to its users it is no file at all.
+                continue
             elif status.st_nlink > 1:
                 if status.st_ino in linked:
                     continue

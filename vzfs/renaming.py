@@ -66,6 +66,9 @@ class Renaming(Naming):
         new: bytes,
         victim: Node | None,
     ) -> None:
+        self.check_names(parent)
+        if victim is not None:
+            self.check_names(to)
         target = self.private(to)
         self._ready(parent, name, node)
         source = self.private(parent)
@@ -214,6 +217,8 @@ class Renaming(Naming):
         other: Node,
     ) -> None:
         """Swap two names."""
+        self.check_names(parent)
+        self.check_names(to)
         source, target = self.private(parent), self.private(to)
         self._ready(parent, name, node)
         self._ready(to, new, other)

@@ -72,17 +72,23 @@ def open_device() -> int:
 
 
 def mount(
-    fd: int, options: Options, target: str | os.PathLike[str], *, nosuid: bool = False
+    fd: int,
+    options: Options,
+    target: str | os.PathLike[str],
+    *,
+    nosuid: bool = False,
+    nodev: bool = False,
 ) -> None:
     """Mount ``fd`` on the directory ``target`` in the present mount namespace.
 
-    setuid bits count unless ``nosuid``; device nodes never do.
+    setuid bits and device nodes count, as on any file system, unless told otherwise: a container's
+    root wants ``nodev`` (there, or on the bind mount it is made of).
     """
     root = os.stat(options.upper)
     if not stat.S_ISDIR(root.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(options.upper))
     data = f"fd={fd},rootmode={stat.S_IFDIR:o},user_id=0,group_id=0,allow_other,default_permissions"
-    flags = syscalls.MS_NODEV | (syscalls.MS_NOSUID if nosuid else 0)
+    flags = (syscalls.MS_NOSUID if nosuid else 0) | (syscalls.MS_NODEV if nodev else 0)
     syscalls.mount(options.fsname, target, "fuse.vzfs", flags, data)
 
 

@@ -87,6 +87,7 @@ class KernelTransport:
         self._handlers: list[Handler] = [self._unknown] * 128
         for op, handler in self._table().items():
             self._handlers[op] = handler
+        core.invalidate = self._invalidate  # type: ignore[method-assign] # the core's way out
         if flags:
             self._settle(flags)
 
@@ -242,6 +243,12 @@ class KernelTransport:
                 os.write(self.fd, head + struct.pack(f"<{len(part)}Q", *part))
             except OSError:
                 return
+
+    def _invalidate(self, node: Node) -> None:
+        head = protocol.INVAL_INODE.pack(
+            OUT_SIZE + 24, protocol.NOTIFY_INVAL_INODE, 0, node.nid, -1, 0
+        )
+        self._send(head)
 
     # replies
 
@@ -438,7 +445,7 @@ class KernelTransport:
             valid, mode, uid, gid, length, atime * NANO + atime_ns, mtime * NANO + mtime_ns
         )
         node = self.core.node(nid)
-        self._attr(unique, node, self.core.setattr(node, change))
+        self._attr(unique, node, self.core.setattr(node, change, self._caller(view, 0)))
 
     def _statx(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         node = self.core.node(nid)
@@ -510,7 +517,8 @@ class KernelTransport:
 
     def _listxattr(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         (room, _) = protocol.GETXATTR_IN.unpack_from(view, _IN)
-        self._xattr(unique, room, self.core.listxattr(self.core.node(nid)))
+        names = self.core.listxattr(self.core.node(nid), self._caller(view, 0))
+        self._xattr(unique, room, names)
 
     def _xattr(self, unique: int, room: int, value: bytes) -> None:
         if not room:
@@ -534,9 +542,8 @@ class KernelTransport:
 
     def _open(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         flags, _ = protocol.OPEN_IN.unpack_from(view, _IN)
-        uid, _, pid = protocol.IN_CALLER.unpack_from(view, 24)
         core = self.core
-        node = core.prepare_open(core.node(nid), flags, uid, pid)
+        node = core.prepare_open(core.node(nid), flags, self._caller(view, 0))
         fh, how, backing = self._answer_open(node, flags)
         core.opened(node, flags)
         self._send(protocol.OPEN_REPLY.pack(32, 0, unique, fh, how, backing))
