@@ -203,3 +203,37 @@ def _restart(
         context.progress(ct.ctid).warn(
             f"{what} takes effect when the container is restarted (--setmode restart does it)"
         )
+
+
+def set_host(context: Context, args: argparse.Namespace) -> None:
+    """Change the limits of the server's own services: 0.conf, and with --save nothing less.
+
+    Raises InvalidOption for a setting the server itself does not have.
+    """
+    from runtime import host
+    from tools import lifecycle
+
+    given = settings_given(args, context)
+    foreign = [name for name in given if not table()[name].host and name != "onboot"]
+    if foreign or not given:
+        raise InvalidOption(
+            f"the server itself has no setting --{foreign[0]}" if foreign else "nothing to set",
+            hint="0 takes limits of CPU, memory and processes, and --onboot",
+        )
+    conf = context.paths.ct_conf(0)
+    with locks.environment(context.paths, 0, "set"):
+        text = conf.read_text(encoding="utf-8") if conf.exists() else 'VERSION="2"\n'
+        file = ConfigFile(text, path=conf)
+        before = file.items()
+        for key, value in lifecycle.changed_values(before, given).items():
+            if value:
+                file.set(key, value)
+            else:
+                file.unset(key)
+        changed = {key: value for key, value in file.items().items() if before.get(key) != value}
+        if changed.keys() - {"ONBOOT"}:
+            host.apply(changed)
+        if args.save:
+            conf.parent.mkdir(parents=True, exist_ok=True)
+            file.save()
+            context.progress(0).say("Saved parameters for Container 0")

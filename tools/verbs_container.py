@@ -158,8 +158,11 @@ def destroy(context: Context, args: argparse.Namespace) -> None:
 
 def set_verb(context: Context, args: argparse.Namespace) -> None:
     """Change settings of a container, live and, with --save, in its configuration."""
-    from tools._settings import set_container
+    from tools._settings import set_container, set_host
 
+    if args.ident == "0":
+        set_host(context, args)
+        return
     set_container(context, environments.find_container(context, args.ident), args)
 
 

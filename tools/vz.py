@@ -144,10 +144,10 @@ def _restore_host(context: Context) -> None:
     from runtime.config import ConfigFile
 
     conf = context.paths.ct_conf(0)
-    if conf.exists() and ConfigFile.read(conf).get("ONBOOT") == "yes":
+    if conf.exists() and (file := ConfigFile.read(conf)).get("ONBOOT") == "yes":
         from runtime import host
 
-        host.apply(context.paths, ConfigFile.read(conf))
+        host.apply(file.items())
 
 
 def stop(context: Context, args: argparse.Namespace) -> int:
