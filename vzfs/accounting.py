@@ -202,7 +202,7 @@ class Accounting:
         inode = st.st_ino
         charge = self.charges.get(inode)
         if charge is None:
-            charge = self._new(st, fd)
+            charge = self._new(st, fd, st)
         elif charge.closed_s:
             del self._closing[inode]
             charge.closed_s = 0.0
@@ -227,10 +227,12 @@ class Accounting:
             if len(self._closing) > _REMEMBERED:
                 self._drop(self._closing.popitem(last=False)[1])
         else:
-            self._forget(charge)
+            self.forget(charge)
 
-    def watch(self, st: os.stat_result, fd: int = -1) -> None:
+    def watch(self, st: os.stat_result, fd: int = -1, owner: os.stat_result | None = None) -> None:
         """An inode is about to change (``st`` is its status, ``fd`` any descriptor of it).
+
+        ``owner`` is whose uid and gid it was charged to, where it does not have them yet.
 
         It is looked at later: when the oldest make room, when exact figures are wanted, at the
         end. For directories to which a name is added, attributes, copies.
@@ -242,7 +244,7 @@ class Accounting:
             # It cannot be found again by its number: the next start counts afresh.
             self.ledger.file.set_flags(on=F_DIRTY)
             return
-        charge = self._new(st, fd)
+        charge = self._new(st, fd, owner or st)
         charge.closed_s = time.monotonic()
         self._closing[inode] = charge
         if len(self._closing) > _REMEMBERED:
@@ -272,9 +274,22 @@ class Accounting:
         blocks = st.st_blocks if charge is None else charge.blocks
         self.ledger.transfer(st.st_uid, st.st_gid, uid, gid, blocks, 1)
         if charge is not None:
-            charge.uid, charge.gid = uid, gid
-            if charge.words is not None:
-                charge.words[charge.at + C_OWNER] = _owner(uid, gid)
+            self._give_to(charge, uid, gid)
+
+    def chown_back(self, st: os.stat_result, uid: int, gid: int) -> None:
+        """Undo ``chown`` to uid and gid of an inode which kept the owners in ``st``."""
+        charge = self.charges.get(st.st_ino)
+        blocks = st.st_blocks if charge is None else charge.blocks
+        self.ledger.release(uid, gid, blocks, 1)
+        self.ledger.record(st.st_uid, st.st_gid, blocks, 1)
+        if charge is not None:
+            self._give_to(charge, st.st_uid, st.st_gid)
+
+    @staticmethod
+    def _give_to(charge: Charge, uid: int, gid: int) -> None:
+        charge.uid, charge.gid = uid, gid
+        if charge.words is not None:
+            charge.words[charge.at + C_OWNER] = _owner(uid, gid)
 
     def removed(self, st: os.stat_result) -> None:
         """The last name of an inode which nobody has open is gone; ``st`` is of before."""
@@ -287,13 +302,13 @@ class Accounting:
             self._orphan(charge)
             return
         self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
-        self._forget(charge)
+        self.forget(charge)
 
     def orphaned(self, st: os.stat_result, fd: int = -1) -> None:
         """The last name of an inode is gone while it is open; it stays charged till ``evicted``."""
         charge = self.charges.get(st.st_ino)
         if charge is None:
-            charge = self._new(st, fd)
+            charge = self._new(st, fd, st)
         elif charge.closed_s:
             del self._closing[st.st_ino]
             charge.closed_s = 0.0
@@ -313,14 +328,14 @@ class Accounting:
             if charge.words is not None:
                 charge.words[charge.at + C_FLAGS] &= ~C_ORPHAN
             if not charge.writers:
-                self._forget(charge)
+                self.forget(charge)
 
     def evicted(self, inode: int) -> None:
         """Nobody has the inode without a name open any more: its space is free."""
         charge = self.charges.get(inode)
         if charge is not None and charge.orphan:
             self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
-            self._forget(charge)
+            self.forget(charge)
 
     def settle(self, charge: Charge, blocks: int) -> None:
         """Charge what the inode has grown (or shrunk) by since it was last looked at."""
@@ -364,8 +379,8 @@ class Accounting:
 
     # inside
 
-    def _new(self, st: os.stat_result, fd: int) -> Charge:
-        charge = Charge(st.st_ino, st.st_uid, st.st_gid, st.st_blocks)
+    def _new(self, st: os.stat_result, fd: int, owner: os.stat_result) -> Charge:
+        charge = Charge(st.st_ino, owner.st_uid, owner.st_gid, st.st_blocks)
         if not self._free:
             words = self.ledger.file.add_chunk(KIND_CHARGES)
             step = quotalayout.CHARGE_WORDS
@@ -379,7 +394,7 @@ class Accounting:
                 words[at + C_HANDLE + offset] = word
             flags = handle.kind << 32 | len(handle.data) << 8
         words[at + C_FLAGS] = flags
-        words[at + C_OWNER] = _owner(st.st_uid, st.st_gid)
+        words[at + C_OWNER] = _owner(owner.st_uid, owner.st_gid)
         words[at + C_BLOCKS] = st.st_blocks
         # Last: from here on the record counts.
         words[at] = st.st_ino
@@ -392,7 +407,8 @@ class Accounting:
         if charge.words is not None:
             charge.words[charge.at + C_BLOCKS] = blocks
 
-    def _forget(self, charge: Charge) -> None:
+    def forget(self, charge: Charge) -> None:
+        """Stop following an inode; what was charged stays charged."""
         inode = charge.inode
         self.charges.pop(inode, None)
         self._closing.pop(inode, None)
@@ -416,11 +432,11 @@ class Accounting:
             self.evicted(charge.inode)
         else:
             self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
-            self._forget(charge)
+            self.forget(charge)
 
     def _drop(self, charge: Charge) -> None:
         self._look(charge)
-        self._forget(charge)
+        self.forget(charge)
 
 
 def _owner(uid: int, gid: int) -> int:

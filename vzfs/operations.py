@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vzfs.files import Files
+from vzfs.accounted import Accounted
 
 
-class Operations(Files):
+class Operations(Accounted):
     """What a transport serves.
 
     The topics build on one another: overlay (finding), copyup (making private), naming, renaming,
-    listing, attributes, files.
+    listing, attributes, files, accounted.
     """

@@ -171,11 +171,14 @@ def serve(
     if resume:
         flags = _read_session(session)
     core = Operations(stack, options)
+    if options.ledger is not None:
+        core.start_accounting(options, resume=resume)
     transport = KernelTransport(fd, core, flags)
     transport.on_init = lambda agreed: _write_session(session, agreed)
     if ready is not None:
         ready()
     transport.serve()
+    core.stop_accounting()
 
 
 def _raise_descriptor_limit() -> None:

@@ -40,7 +40,8 @@ class Served:
 
     def create(self, name: str) -> int:
         """Make a file as the server does; return a descriptor open for writing."""
-        self.accounting.directory(self._directory())
+        fd = self._directory()
+        self.accounting.watch(os.fstat(fd), fd)
         self.ledger.reserve(0, 0, 0, 1)
         fd = os.open(self.area / name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         st = os.fstat(fd)

@@ -1,0 +1,243 @@
+"""The operations with disk quotas: what each of them takes and gives back, told to the ledger.
+
+Everything an operation takes is reserved before it is done, and what was reserved is replaced by
+what was really used after it. What changes where no operation sees it (a passthrough writer, a
+directory that grows by an entry, an extent tree written later) has a charge, see ``accounting``.
+Without a ledger every operation here goes straight to the one it extends.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from vzfs import syscalls
+from vzfs.accounting import Accounting
+from vzfs.files import Files
+from vzfs.inodes import Directory, File, Node
+from vzfs.ledger import Ledger
+from vzfs.naming import Caller
+from vzfs.options import Options
+from vzfs.overlay import Job
+
+#: Requests between two looks at files which were closed long ago.
+_TICK = 4096
+#: With more open charges than this, df is exact to a second only.
+_FLUSH_AT_ONCE = 256
+_FREES = syscalls.FALLOC_FL_PUNCH_HOLE | 0x08  # FALLOC_FL_COLLAPSE_RANGE
+
+
+class Accounted(Files):
+    """The operations, accounted."""
+
+    accounting: Accounting | None = None
+    _books: Ledger | None = None
+    _requests = 0
+    _flushed_s = 0.0
+
+    def start_accounting(self, options: Options, *, resume: bool, transport: int = 1) -> None:
+        """Keep accounts in the quota file of ``options``; raises OSError, QuotaFileError."""
+        assert options.ledger is not None
+        books = Ledger.attach(
+            options.ledger,
+            area=options.upper,
+            index=options.work_area / "index",
+            resume=resume,
+            transport=transport,
+        )
+        self._books = books
+        self.ledger = books
+        self.accounting = Accounting(books, self.stack.upper.root.fd)
+
+    def stop_accounting(self) -> None:
+        """The file system is unmounted: write everything back."""
+        if self.accounting is not None and self._books is not None:
+            self.accounting.finish()
+            self._books.detach()
+        self.accounting = self._books = self.ledger = None
+
+    def trim(self) -> None:
+        """End a request."""
+        super().trim()
+        if self._books is not None and self.accounting is not None:
+            self._books.commit()
+            self._requests += 1
+            if not self._requests % _TICK:
+                self.accounting.tick()
+
+    def statfs(self) -> os.statvfs_result:
+        """Return the figures of the quota, exact, or of the disk."""
+        if self.accounting is not None:
+            now = time.monotonic()
+            if len(self.accounting.charges) < _FLUSH_AT_ONCE or now - self._flushed_s > 1:
+                self._flushed_s = now
+                self.accounting.flush()
+        return super().statfs()
+
+    # making private
+
+    def private(self, directory: Directory) -> int:
+        """Return a descriptor of the private part of a directory that is about to change."""
+        fd = super().private(directory)
+        if self.accounting is not None:
+            self.accounting.watch(os.fstat(fd), fd)
+        return fd
+
+    def _copy_directory(self, directory: Directory) -> None:
+        if self.accounting is not None and directory.parent is not None:
+            assert directory.parent.up is not None
+            fd = directory.parent.up.open()
+            self.accounting.watch(os.fstat(fd), fd)
+        super()._copy_directory(directory)
+
+    def charge_new(self, owner: os.stat_result, new: os.stat_result, at: int, name: bytes) -> None:
+        """Charge a copy to its owner; its marks and its data are still to come."""
+        super().charge_new(owner, new, at, name)
+        if self.accounting is not None:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            try:
+                self.accounting.watch(new, fd, owner)
+            finally:
+                os.close(fd)
+
+    def _copy_job(self, node: File, below: os.stat_result, wanted: int) -> Job:
+        job = super()._copy_job(node, below, wanted)
+        books, accounting = self._books, self.accounting
+        if books is None or accounting is None:
+            return job
+        # Killed while it copies, the copy has blocks nobody was told of: the next server scans.
+        books.hold()
+        finish = job._finish
+
+        def finish_accounted(error: OSError | None) -> None:
+            before = self.stat(node)
+            try:
+                charge = accounting.charges.get(before.st_ino)
+                if charge is not None:
+                    accounting.forget(charge)
+                finish(error)
+            finally:
+                accounting.watch(before)
+                if not self.jobs:
+                    books.unhold()
+
+        job._finish = finish_accounted
+        return job
+
+    # names
+
+    def _charge_created(
+        self, dir_fd: int, name: bytes, fd: int, st: os.stat_result, above: os.stat_result
+    ) -> None:
+        # The directory has a charge (see `private`): only the object is charged here.
+        if self._books is None:
+            super()._charge_created(dir_fd, name, fd, st, above)
+        elif st.st_blocks:
+            super()._charge_created(dir_fd, name, fd, st, os.fstat(dir_fd))
+
+    def _discharge(self, st: os.stat_result, blocks: int | None = None) -> None:
+        if self.accounting is not None:
+            self.accounting.removed(st)
+
+    def _gone(self, node: File, st: os.stat_result) -> None:
+        if self.accounting is not None and node.opens:
+            self.accounting.orphaned(st)
+            self.orphans.add(node.nid)
+        else:
+            super()._gone(node, st)
+
+    def tmpfile(
+        self, parent: Directory, mode: int, caller: Caller
+    ) -> tuple[File, os.stat_result, int]:
+        """Create a file without a name."""
+        node, st, fd = super().tmpfile(parent, mode, caller)
+        if self.accounting is not None:
+            self.accounting.orphaned(st, fd)
+        return node, st, fd
+
+    def link(self, node: Node, parent: Directory, name: bytes) -> tuple[Node, os.stat_result]:
+        """Give a file another name, or its first."""
+        linked, st = super().link(node, parent, name)
+        if linked.nid in self.orphans:
+            self.orphans.discard(linked.nid)
+            if self.accounting is not None:
+                self.accounting.adopted(st.st_ino)
+        return linked, st
+
+    # attributes
+
+    def _chown(self, node: Node, path: bytes, follow: bool, uid: int, gid: int) -> None:
+        accounting = self.accounting
+        if accounting is None:
+            super()._chown(node, path, follow, uid, gid)
+            return
+        before = self.stat(node)
+        owner = (before.st_uid if uid < 0 else uid, before.st_gid if gid < 0 else gid)
+        accounting.chown(before, *owner)
+        try:
+            os.chown(path, uid, gid, follow_symlinks=follow)
+        except OSError:
+            accounting.chown_back(before, *owner)
+            raise
+
+    def _after_xattr(self, node: Node, before: os.stat_result | None) -> None:
+        if self.accounting is None or before is None:
+            super()._after_xattr(node, before)
+            return
+        super()._after_xattr(node, None)
+        self.accounting.changed(self.stat(node), before.st_blocks)
+
+    def recharge(self, node: File, before: os.stat_result, after: os.stat_result) -> None:
+        """Charge what an operation changed; ``before`` and ``after`` are of the backing file."""
+        if self.accounting is not None:
+            self.accounting.changed(after, before.st_blocks)
+
+    # files
+
+    def opened(self, node: File, flags: int) -> None:
+        """Count an open file."""
+        accounting = self.accounting
+        if accounting is None:
+            super().opened(node, flags)
+            return
+        node.opens += 1
+        if flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(node.kind):
+            node.writers += 1
+            accounting.opened(self.stat(node))
+
+    def closed(self, node: File, flags: int) -> None:
+        """Count a file closed."""
+        accounting = self.accounting
+        if accounting is None:
+            super().closed(node, flags)
+            return
+        if node.opens:
+            node.opens -= 1
+        orphan = not node.opens and node.nid in self.orphans
+        writes = flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(node.kind)
+        if writes or orphan:
+            st = self.stat(node)
+            if writes:
+                node.writers = max(0, node.writers - 1)
+                accounting.closed(st.st_ino, st.st_blocks)
+            if orphan:
+                self.orphans.discard(node.nid)
+                accounting.evicted(st.st_ino)
+
+    def write(self, node: Node, number: int, offset: int, data: memoryview) -> int:
+        """Write as much of ``data`` as there is room for; raises ENOSPC, EDQUOT, EFBIG."""
+        books, accounting = self._books, self.accounting
+        if books is None or accounting is None or not isinstance(node, File):
+            return super().write(node, number, offset, data)
+        fd = self.descriptor(node, number, write=True)
+        before = os.fstat(fd)
+        wanted = self._growth(before, offset, len(data))
+        if wanted:
+            books.reserve(before.st_uid, before.st_gid, wanted, 0)
+        try:
+            return os.pwrite(fd, data, offset)
+        finally:
+            if wanted:
+                books.release(before.st_uid, before.st_gid, wanted, 0)
+            accounting.changed(os.fstat(fd), before.st_blocks)
