@@ -24,6 +24,7 @@ from runtime.errors import (
     PrivateExists,
     SystemFailure,
 )
+from templates import create as template_create
 from tools import lifecycle
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def clone(
                     frozen.callback(source.thaw)
                 copy_tree(origin, target)
             _forget_suspension(target)
+            template_create.new_identity(target)
             with locks.registry(paths):
                 if name:
                     registry.claim_name(paths, ctid, name)
