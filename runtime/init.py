@@ -140,7 +140,7 @@ def _spawn(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         for number in _HANDLED:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execvpe(argv[0], argv, dict(environment))
+        os.execvpe(argv[0], list[str](argv), dict(environment))
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
         os._exit(127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126)

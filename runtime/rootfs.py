@@ -180,3 +180,8 @@ def set_size(fd: int, size: bytes) -> None:
 def size_of(fd: int) -> bytes:
     """Return the window size (struct winsize) of a terminal; raises OSError."""
     return fcntl.ioctl(fd, termios.TIOCGWINSZ, b"\0" * 8)
+
+
+def control(fd: int) -> None:
+    """Make a terminal the controlling one of this session, TIOCSCTTY."""
+    fcntl.ioctl(fd, termios.TIOCSCTTY, 0)

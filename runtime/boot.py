@@ -1,0 +1,123 @@
+"""The way of a container's first process from its birth in new namespaces to its init.
+
+It runs in a fork of the supervisor: everything it calls is imported already, it takes no lock and
+tells failures over its channel: ``E`` and JSON of the stage, the errno, the path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, NoReturn
+
+from runtime import caps, init, mounts, namespaces, rootfs, syscalls
+
+if TYPE_CHECKING:
+    from runtime.cgroups import Entrance
+    from runtime.plan import Plan
+
+GO = b"G"
+CONSOLES = b"C"
+EXECUTE = b"X"
+FAILED = b"E"
+
+
+def first_process(
+    channel: socket.socket, entrance: Entrance, plan: Plan, chosen: init.Init, filter_: bytes
+) -> NoReturn:
+    """Become the init of ``plan``; never returns.
+
+    Protocol: ``G`` with the tree's detached mount and the bind mounts' (ids are mapped now) →
+    ``C`` with the consoles' masters → ``X`` (network is there) → end of file when init executes.
+    """
+    stage = "joining its control groups"
+    try:
+        _default_signals()
+        entrance.enter()
+        stage = "making its namespaces"
+        _word, fds, _flags, _address = socket.recv_fds(channel, 1, 64)
+        root, *binds = fds
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        # Reached as the host's root, which owns the way there: the container's may not search it.
+        with mounts.closing(os.open(plan.target, os.O_PATH | os.O_DIRECTORY)) as target:
+            namespaces.become_root()
+            stage = "mounting its tree"
+            syscalls.move_mount(root, target)
+        consoles = rootfs.build(root, plan.view, binds)
+        mounts.pivot(root)
+        stage = "configuring its namespaces"
+        if plan.hostname:
+            syscalls.sethostname(plan.hostname)
+        namespaces.loopback_up()
+        socket.send_fds(channel, [CONSOLES], [console.master for console in consoles])
+        if channel.recv(1) != EXECUTE:
+            os._exit(1)
+        stage = "giving up rights"
+        os.umask(0o022)
+        os.setsid()
+        if consoles and not plan.inherit_stdio:
+            peer = rootfs.peer(consoles[0].master)
+            for fd in (0, 1, 2):
+                os.dup2(peer, fd, inheritable=True)
+        drop_rights(plan.capabilities, filter_)
+        stage = f"executing {chosen.argv[0] if chosen.argv else 'its init'}"
+        _keep_only(channel)
+        if chosen.kind is init.Kind.OWN:
+            syscalls.set_name("init")
+            os.close(3)
+            init.serve(chosen.argv, plan.environment)
+        os.execve(chosen.argv[0], list(chosen.argv), dict(plan.environment))
+    except OSError as error:
+        report = json.dumps([stage, error.errno, str(error.filename or "")]).encode()
+        _send_last(channel, report)
+        os._exit(1)
+
+
+def drop_rights(capabilities: frozenset[int], filter_: bytes) -> None:
+    """Give up for good what no process of a container has; raises OSError.
+
+    The order matters: without CAP_SYS_ADMIN a filter needs no_new_privs, which would break sudo.
+    """
+    # Until exec, /proc/PID/exe is the host's interpreter: nobody inside may follow it, not even
+    # for reading (ptrace(2), "dumpable").
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.join_new_keyring()
+    caps.limit_bounding(capabilities)
+    syscalls.load_seccomp(filter_)
+    caps.limit_own(capabilities)
+
+
+def _default_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (
+        signal.SIGCHLD,
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _keep_only(channel: socket.socket) -> None:
+    """Leave descriptors 0, 1, 2 and the channel, as 3, which closes when init executes."""
+    fd = channel.detach()
+    if fd != 3:
+        os.dup2(fd, 3, inheritable=False)
+    syscalls.close_range(4)
+
+
+def _send_last(channel: socket.socket, report: bytes) -> None:
+    try:
+        if channel.fileno() >= 0:
+            channel.send(FAILED + report)
+        else:
+            with socket.socket(fileno=3) as kept:
+                kept.send(FAILED + report)
+    except OSError:
+        pass

@@ -1,0 +1,567 @@
+"""A container: what can be done with one. Every method is synchronous and raises VzError.
+
+Whoever changes a container holds its lock (``locks.environment``) and has called ``reconcile``;
+entering a running one needs neither. Who does what when: see ``supervisor``.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from runtime import (
+    control,
+    mounts,
+    privatearea,
+    reports,
+    state,
+    supervisor,
+    syscalls,
+    teardown,
+)
+from runtime import (
+    exec as exec_module,
+)
+from runtime import (
+    plan as plans,
+)
+from runtime import (
+    status as status_module,
+)
+from runtime.cgroups import Cgroup
+from runtime.errors import (
+    AlreadyRunning,
+    EnvironmentFailed,
+    InvalidOption,
+    NotMounted,
+    NotRunning,
+    StartWaitFailed,
+    StopFailed,
+    SystemFailure,
+    UmountFailed,
+    VzError,
+)
+from runtime.exec import Command
+from runtime.progress import Progress, Silent
+from runtime.state import Phase, RunState
+from runtime.status import Status
+
+if TYPE_CHECKING:
+    from runtime.config import Config
+    from runtime.paths import Paths
+    from runtime.registry import Record
+
+#: How long a supervisor may take to clean up after a stop before it is taken for stuck, in seconds.
+_CLEANUP_S = 20.0
+_WAIT_S = 120.0
+_SHELLS = ("/bin/bash", "/bin/sh")
+
+
+class Container:
+    """One container of a system."""
+
+    def __init__(
+        self, paths: Paths, record: Record, config: Config, *, progress: Progress | None = None
+    ) -> None:
+        """Stand for the container of ``record`` with its effective ``config``; nothing is done."""
+        self.paths = paths
+        self.record = record
+        self.config = config
+        self.progress: Progress = progress or Silent()
+        self.private = privatearea.location(paths, config)
+        self.target = paths.area(config["VE_ROOT"])
+
+    @property
+    def ctid(self) -> int:
+        """The container's id."""
+        return self.record.ctid
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """Its control groups."""
+        return Cgroup(self.paths.tag, self.ctid)
+
+    # what it is
+
+    def status(self) -> Status:
+        """Return whether it exists, is mounted, runs, is suspended."""
+        return status_module.status(self.paths, self.ctid, self.private)
+
+    def run_state(self) -> RunState:
+        """Return the state of the running container; raises NotRunning."""
+        return exec_module.running(self.paths, self.ctid)
+
+    @property
+    def init_pid(self) -> int:
+        """The host's id of its process 1; raises NotRunning."""
+        run = self.run_state()
+        assert run.init is not None
+        return run.init.pid
+
+    def pids(self) -> list[int]:
+        """Return the host's ids of its processes."""
+        return self.cgroup.pids()
+
+    # crash safety
+
+    def reconcile(self) -> None:
+        """Undo what dead processes of ours left behind; call it with the container's lock held.
+
+        Since the lock is ours, a supervisor that is still starting lost its command and is ended;
+        one that is stopping is waited for. Raises VzError only when something cannot be undone.
+        """
+        run = state.load(self.paths, self.ctid)
+        if run is None:
+            if self.cgroup.exists() or mounts.is_mount_point(self.target):
+                self._clear(None)
+            return
+        if run.supervisor is not None and run.supervisor.alive:
+            if run.phase is Phase.STOPPING:
+                teardown.wait_for_end(run.supervisor, _CLEANUP_S)
+            elif run.phase is not Phase.STARTING:
+                return
+        self.progress.detail("cleaning up after a supervisor that died")
+        self._clear(run)
+
+    def _clear(self, run: RunState | None) -> None:
+        """Undo everything a supervisor did, in its order; idempotent."""
+        if run is not None:
+            teardown.end_process(run.supervisor)
+        group = self.cgroup
+        with suppress(VzError, OSError):
+            group.thaw()
+        # Unserved requests would keep the container's processes from dying: the connection first.
+        if run is not None:
+            teardown.end_process(run.server)
+        group.kill()
+        teardown.network(self.paths, self.ctid, self.config)
+        teardown.unmount(self.target)
+        group.destroy()
+        with suppress(FileNotFoundError):
+            os.unlink(control.path(self.paths, self.ctid))
+        state.forget(self.paths, self.ctid)
+
+    # life
+
+    def start(
+        self,
+        *,
+        wait: bool = False,
+        wait_timeout_s: float = _WAIT_S,
+        init: Sequence[str] | None = None,
+    ) -> None:
+        """Start it; with ``wait`` return when its services are up.
+
+        ``init``: a command to run under our own process 1 instead of the tree's init. Raises
+        AlreadyRunning, StartWaitFailed, or what is wrong with its configuration and private area;
+        nothing is left then.
+        """
+        current = self.status()
+        if current.running:
+            raise AlreadyRunning("Container is already running")
+        plan = plans.make(self.paths, self.record, self.config)
+        if init is not None:
+            plan = plan.with_init(init)
+        for warning in plan.warnings:
+            self.progress.warn(warning)
+        if current.mounted:
+            self.umount()
+        self.progress.say("Starting container...")
+        self._launch(plan, run=True)
+        self.progress.say("Container start in progress...")
+        if wait:
+            self._wait_started(wait_timeout_s)
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Start it with our own process 1 running ``argv`` on the caller's descriptors, and wait.
+
+        Returns the command's status, 128+N for signal N; the container is stopped then. Raises as
+        ``start``.
+        """
+        if self.status().running:
+            raise AlreadyRunning("Container is already running")
+        plan = plans.make(self.paths, self.record, self.config).running(argv)
+        if self.status().mounted:
+            self.umount()
+        status = -1
+        for line in self._launch(plan, run=True, follow=True):
+            status = line.get("exit", status)
+        if status < 0:
+            raise EnvironmentFailed("the container's supervisor died")
+        return status
+
+    def mount(self) -> None:
+        """Mount its private area at VE_ROOT; mounted already is success. Raises MountFailed."""
+        if self.status().mounted:
+            self.progress.say("Container is already mounted")
+            return
+        self._launch(plans.make(self.paths, self.record, self.config), run=False)
+
+    def _launch(
+        self, plan: plans.Plan, *, run: bool, follow: bool = False
+    ) -> list[dict[str, Any]]:
+        """Fork the supervisor and wait for its report; return the lines after the first.
+
+        Not with ``follow``, which waits until the supervisor ends.
+        """
+        report_r, report_w = os.pipe2(os.O_CLOEXEC)
+        try:
+            try:
+                pid = supervisor.start(plan, run=run, report_fd=report_w, close_fds=(report_r,))
+            finally:
+                os.close(report_w)
+        except OSError as error:
+            os.close(report_r)
+            raise SystemFailure(f"cannot start a supervisor: {error.strerror}") from error
+        ready = False
+        lines: list[dict[str, Any]] = []
+        try:
+            for line in reports.follow(report_r, self.progress):
+                lines.append(line)
+                ready = ready or "ready" in line
+                if ready and not follow:
+                    return lines
+        except VzError:
+            # It undoes what it did before it ends.
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            raise
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        if not ready:
+            self._clear(state.load(self.paths, self.ctid))
+            raise EnvironmentFailed("the container's supervisor died while it was started")
+        return lines
+
+    def _wait_started(self, timeout_s: float) -> None:
+        """Wait until its init says that services are up; raises StartWaitFailed."""
+        deadline = time.monotonic() + timeout_s
+        kind = self.run_state().extra.get("init")
+        while time.monotonic() < deadline:
+            try:
+                if kind == "systemd":
+                    done = self._started_by_systemd(deadline)
+                elif kind == "sysvinit":
+                    # "N 2" from runlevel(8) once the default level is reached.
+                    out = self.output(["/sbin/runlevel"])
+                    done = out.split()[-1:] not in ([], [b"unknown"])
+                else:
+                    done = True
+            except exec_module.Failed:
+                done = True
+            except NotRunning:
+                break
+            if done:
+                self.progress.say("Container started")
+                return
+            time.sleep(0.1)
+        raise StartWaitFailed("Container wait failed", hint="its services did not come up in time")
+
+    def _started_by_systemd(self, deadline: float) -> bool:
+        out = self.output(
+            ["/bin/systemctl", "is-system-running", "--wait"],
+            timeout_s=max(1.0, deadline - time.monotonic()),
+        )
+        return out.strip() in (b"running", b"degraded")
+
+    def stop(
+        self, *, fast: bool = False, umount: bool = True, timeout_s: float | None = None
+    ) -> None:
+        """Halt it by its init's own signal; kill it after ``timeout_s`` (STOP_TIMEOUT) or at once.
+
+        With ``umount`` False it stays mounted. Raises NotRunning, StopFailed.
+        """
+        run = state.load(self.paths, self.ctid)
+        if run is None or run.init is None or run.phase is Phase.MOUNTED:
+            raise NotRunning("Container is not running")
+        if timeout_s is None:
+            timeout_s = float(self.config.get("STOP_TIMEOUT", "120"))
+        self.progress.say("Stopping container ...")
+        with suppress(OSError):
+            # Without an answer the supervisor is stuck or gone: ``_clear`` below does its work.
+            control.ask(self.paths, self.ctid, "stopping", umount=umount)
+        group = self.cgroup
+        with suppress(VzError):
+            group.thaw()
+        ended = False
+        if not fast:
+            self._run_stop_script()
+            ended = self._halt(run, timeout_s)
+        if not ended:
+            self.progress.say("Killing container ...")
+            try:
+                group.kill()
+            except SystemFailure as error:
+                raise StopFailed(error.message) from error
+        self._await_cleanup(run, umount=umount)
+        self.progress.say("Container was stopped")
+        if umount:
+            self.progress.say("Container is unmounted")
+
+    def _run_stop_script(self) -> None:
+        from runtime import hooks
+
+        for script in hooks.scripts(self.paths, self.ctid, "stop", self.private):
+            with suppress(VzError):
+                code = self._run_text(script.read_bytes())
+                if code:
+                    self.progress.warn(f"{script} returned {code}")
+
+    def _halt(self, run: RunState, timeout_s: float) -> bool:
+        """Ask init to shut down; return whether it ended in time."""
+        assert run.init is not None
+        deadline = time.monotonic() + timeout_s
+        for words in run.extra.get("halt_commands", ()):
+            try:
+                self.output(words, timeout_s=timeout_s)
+            except (exec_module.Failed, VzError):
+                continue
+            break
+        else:
+            self._signal_init(run, int(run.extra.get("halt", signal.SIGPWR)))
+        return teardown.wait_for_end(run.init, deadline - time.monotonic())
+
+    def _signal_init(self, run: RunState, number: int) -> None:
+        assert run.init is not None
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(run.init.pid)
+            with mounts.closing(pidfd):
+                if run.init.alive:
+                    syscalls.pidfd_send_signal(pidfd, number)
+
+    def _await_cleanup(self, run: RunState, *, umount: bool) -> None:
+        """Wait until the supervisor has cleaned up, or do it in its place."""
+        deadline = time.monotonic() + _CLEANUP_S
+        if run.supervisor is None or not run.supervisor.alive:
+            self._clear(state.load(self.paths, self.ctid))
+            return
+        if not umount:
+            while time.monotonic() < deadline:
+                now = state.load(self.paths, self.ctid)
+                if now is None or now.phase is Phase.MOUNTED:
+                    return
+                time.sleep(0.01)
+        elif teardown.wait_for_end(run.supervisor, _CLEANUP_S):
+            if state.load(self.paths, self.ctid) is not None:
+                self._clear(run)
+            return
+        self.progress.warn("the container's supervisor is stuck and is replaced")
+        self._clear(state.load(self.paths, self.ctid))
+
+    def restart(self, *, fast: bool = False, wait: bool = False) -> None:
+        """Stop it if it runs, then start it."""
+        if self.status().running:
+            self.stop(fast=fast)
+        self.start(wait=wait)
+
+    def kill(self) -> None:
+        """Kill every process of it now; raises NotRunning, StopFailed."""
+        self.stop(fast=True)
+
+    def umount(self) -> None:
+        """Unmount it; raises NotMounted, AlreadyRunning, UmountFailed when the host uses it."""
+        current = self.status()
+        if current.running:
+            raise AlreadyRunning("Container is running, stop it first", hint="vzctl stop")
+        run = current.run
+        if not current.mounted or run is None:
+            raise NotMounted("Container is not mounted")
+        users = _users_of(self.target)
+        if users:
+            raise UmountFailed(
+                f"{self.target} is in use by process {', '.join(map(str, users[:5]))}",
+                hint="leave the directory or end those processes",
+            )
+        with suppress(OSError):
+            control.ask(self.paths, self.ctid, "release")
+        if run.supervisor is None or not teardown.wait_for_end(run.supervisor, _CLEANUP_S):
+            self._clear(run)
+        self.progress.say("Container is unmounted")
+
+    def freeze(self) -> None:
+        """Stop its processes where they are; raises NotRunning, NoKernelSupport."""
+        self.run_state()
+        self.cgroup.freeze()
+
+    def thaw(self) -> None:
+        """Let frozen processes go on; raises NotRunning, NoKernelSupport."""
+        self.run_state()
+        self.cgroup.thaw()
+
+    # inside
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        user: str | None = None,
+        cwd: str | None = None,
+    ) -> int:
+        """Run ``argv`` inside on the caller's descriptors 0, 1, 2; return its status.
+
+        127: not found, 126: not executable, 128+N: ended by signal N. Signals this process gets
+        are passed on. Raises NotRunning, InvalidOption (user, directory), SystemFailure.
+        """
+        variables = dict(environment or {})
+        if os.isatty(0) and "TERM" in os.environ:
+            variables.setdefault("TERM", os.environ["TERM"])
+        command = Command(tuple(argv), variables, user, cwd)
+        return self._run_command(command)
+
+    def _run_command(self, command: Command) -> int:
+        if self.cgroup.is_frozen():
+            raise SystemFailure("the container is paused", hint="pctl resume")
+        try:
+            started = self._spawn(command)
+        except exec_module.Failed as error:
+            print(error, file=sys.stderr)
+            return error.status
+        return exec_module.wait(started)
+
+    def _spawn(self, command: Command) -> exec_module.Started:
+        return exec_module.spawn(self.paths, self.ctid, self.config.get("CAPABILITY"), command)
+
+    def output(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60.0) -> bytes:
+        """Run ``argv`` inside and return what it writes on its standard output.
+
+        Its input is ``stdin``, its errors go nowhere. Raises exec.Failed when it cannot be
+        executed, NotRunning, SystemFailure; what takes longer than ``timeout_s`` is killed.
+        """
+        out_r, out_w = os.pipe2(os.O_CLOEXEC)
+        source = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.write(source, stdin)
+        os.lseek(source, 0, os.SEEK_SET)
+        try:
+            command = Command(tuple(argv), stdio=(source, out_w, null))
+            started = self._spawn(command)
+        except BaseException:
+            os.close(out_r)
+            raise
+        finally:
+            for fd in (out_w, source, null):
+                os.close(fd)
+        data = bytearray()
+        deadline = time.monotonic() + timeout_s
+        with mounts.closing(out_r):
+            poller = select.poll()
+            poller.register(out_r, select.POLLIN)
+            while poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                piece = os.read(out_r, 65536)
+                if not piece:
+                    break
+                data += piece
+            else:
+                with suppress(ProcessLookupError):
+                    os.killpg(started.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(started.pid, 0)
+        return bytes(data)
+
+    def enter(self, argv: Sequence[str] | None = None) -> int:
+        """Open a login shell (or ``argv``) on a terminal of the container's own; return its status.
+
+        The caller's terminal is relayed to it. Raises NotRunning, SystemFailure.
+        """
+        from runtime import console
+
+        if self.cgroup.is_frozen():
+            raise SystemFailure("the container is paused", hint="pctl resume")
+        variables = {"TERM": os.environ.get("TERM", "linux")}
+        candidates = [tuple(argv)] if argv else [(shell, "-l") for shell in _SHELLS]
+        failure: exec_module.Failed | None = None
+        for words in candidates:
+            command = Command(words, variables, terminal=True, size=console.current_size(0))
+            try:
+                started = self._spawn(command)
+                break
+            except exec_module.Failed as error:
+                failure = error
+        else:
+            assert failure is not None
+            print(failure, file=sys.stderr)
+            return failure.status
+        relay = console.Relay(started.master)
+        try:
+            # Keys make signals inside; those sent to this process are passed on as they are.
+            return exec_module.wait(started, before=relay.run)
+        finally:
+            os.close(started.master)
+
+    def console(self, number: int = 2) -> int:
+        """Attach the caller's terminal to console ``number`` until Esc . is typed; return 0.
+
+        Raises NotRunning, InvalidOption when there is no such console or somebody has it.
+        """
+        from runtime import console
+
+        self.run_state()
+        try:
+            taken = control.take_console(self.paths, self.ctid, number)
+        except OSError as error:
+            raise SystemFailure(f"the supervisor does not answer: {error.strerror}") from error
+        if taken is None:
+            raise InvalidOption(
+                f"console {number} is in use or does not exist", hint="there are consoles 1 and 2"
+            )
+        connection, master, tail = taken
+        with connection, mounts.closing(master):
+            os.set_blocking(master, True)
+            console.say("Attached; Esc . leaves.")
+            os.write(1, tail)
+            console.Relay(master, leave_with_escape=True).run()
+        console.say("")
+        return 0
+
+    def runscript(self, text: bytes) -> int:
+        """Run a script's ``text`` inside; return its status.
+
+        A container that does not run is started for it without its init, and stopped again.
+        """
+        if self.status().running:
+            return self._run_text(text)
+        self.start(init=())
+        try:
+            return self._run_text(text)
+        finally:
+            self.stop(fast=True)
+
+    def _run_text(self, text: bytes) -> int:
+        fd = os.memfd_create("script", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with mounts.closing(fd):
+            os.write(fd, text)
+            os.fchmod(fd, 0o555)
+            words: tuple[str, ...] = (f"/proc/self/fd/{exec_module.SCRIPT_FD}",)
+            if not text.startswith(b"#!"):
+                words = ("/bin/sh", *words)
+            return self._run_command(Command(words, {}, script_fd=fd))
+
+    def set_hostname(self, hostname: str) -> None:
+        """Set the host name of the running container, in the kernel and in /etc/hostname."""
+        script = b'hostname "$1" && if [ -d /etc ]; then printf "%s\\n" "$1" >/etc/hostname; fi\n'
+        try:
+            self.output(["/bin/sh", "-c", script.decode(), "sh", hostname])
+        except exec_module.Failed as error:
+            raise EnvironmentFailed(f"the host name cannot be set: {error}") from error
+
+
+def _users_of(target: os.PathLike[str]) -> list[int]:
+    """Return the host processes which have their directory or root below a mount."""
+    place = os.fspath(target)
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            for link in ("cwd", "root"):
+                with suppress(OSError):
+                    where = os.readlink(f"/proc/{name}/{link}")
+                    if where == place or where.startswith(f"{place}/"):
+                        found.append(int(name))
+                        break
+    return found

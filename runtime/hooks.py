@@ -1,0 +1,59 @@
+"""Action scripts of the administrator (vzctl(8), ACTION SCRIPTS; guide, config.md §5).
+
+On the host: ``vps.ACTION`` for every container, then ``CTID.ACTION``, both beside the
+configuration files, then ``scripts/ACTION`` in the private area; their environment holds VEID and
+VE_CONFFILE. Inside: ``start`` and ``stop`` of the container alone.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.errors import ActionScriptFailed
+from runtime.paths import Paths
+
+#: Run on the host.
+HOST_ACTIONS = ("premount", "mount", "umount", "postumount")
+#: Run inside the container.
+INSIDE_ACTIONS = ("start", "stop")
+
+
+def scripts(paths: Paths, ctid: int, action: str, private: Path) -> Iterator[Path]:
+    """Yield the executable scripts of an action, in their order."""
+    places = [paths.conf_dir / f"{ctid}.{action}", private / "scripts" / action]
+    if action in HOST_ACTIONS:
+        places.insert(0, paths.conf_dir / f"vps.{action}")
+    for place in places:
+        if place.is_file() and os.access(place, os.X_OK):
+            yield place
+
+
+def run_on_host(paths: Paths, ctid: int, action: str, private: Path, root: Path) -> None:
+    """Run an action's scripts on the host; the first that fails raises ActionScriptFailed."""
+    for script in scripts(paths, ctid, action, private):
+        environment = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C",
+            "VEID": str(ctid),
+            "VE_CONFFILE": str(paths.ct_conf(ctid)),
+            "VE_ROOT": str(root),
+            "VE_PRIVATE": str(private),
+        }
+        try:
+            done = subprocess.run(
+                [str(script)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        except OSError as error:
+            raise ActionScriptFailed(f"cannot run {script}: {error.strerror}") from error
+        if done.returncode != 0:
+            last = done.stdout.decode("utf-8", "replace").strip().splitlines()[-1:]
+            said = f": {last[0]}" if last else ""
+            raise ActionScriptFailed(f"{script} returned {done.returncode}{said}")

@@ -1,0 +1,181 @@
+"""Everything a start needs to know, worked out and checked before anything is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime import caps, devices, limits, privatearea
+from runtime.config import Config, ConfigFile
+from runtime.defaults import DEFAULTS
+from runtime.errors import PrivateBroken
+from runtime.init import Init, Kind
+from runtime.rootfs import Bind, View
+from runtime.settings_access import parse_switches
+
+if TYPE_CHECKING:
+    from runtime.cgroup_limits import Limits
+    from runtime.paths import Paths
+    from runtime.registry import Record
+    from vzfs.options import Options
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: The value of $container: what makes distributions know where they are
+#: (https://systemd.io/CONTAINER_INTERFACE).
+CONTAINER = "pyvz"
+_NETWORK_KEYS = ("IP_ADDRESS", "NETIF", "NETDEV")
+
+
+@dataclass(frozen=True, slots=True)
+class BindSource:
+    """A directory of the host to show inside."""
+
+    source: str
+    bind: Bind
+    read_only: bool = False
+    flags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One container, ready to be started."""
+
+    paths: Paths
+    record: Record
+    config: Config
+    private: Path
+    #: VE_ROOT: where the host sees the tree.
+    target: Path
+    options: Options
+    limits: Limits
+    access: devices.Access
+    #: Numbers of the capabilities in the bounding set.
+    capabilities: frozenset[int]
+    view: View
+    binds: tuple[BindSource, ...]
+    environment: Mapping[str, str]
+    hostname: str | None
+    #: None: what the tree has (``init.detect``).
+    init: Init | None = None
+    #: Process 1 keeps the caller's standard descriptors instead of the console.
+    inherit_stdio: bool = False
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def ctid(self) -> int:
+        """The container's id."""
+        return self.record.ctid
+
+    @property
+    def wants_network(self) -> bool:
+        """Whether the configuration names addresses or adapters."""
+        return any(self.config.get(key, "").strip() for key in _NETWORK_KEYS)
+
+    def with_init(self, argv: Sequence[str]) -> Plan:
+        """Return the plan that runs ``argv`` (nothing: idles) under our own init."""
+        return replace(self, init=Init(Kind.OWN, tuple(argv)))
+
+    def running(self, argv: Sequence[str]) -> Plan:
+        """Return the plan that runs ``argv`` under our own init on the caller's descriptors."""
+        init = Init(Kind.OWN, tuple(argv))
+        return replace(self, init=init, inherit_stdio=True, view=replace(self.view, consoles=0))
+
+
+def make(paths: Paths, record: Record, config: Config) -> Plan:
+    """Return the plan for a container.
+
+    Raises what its configuration and private area deserve: PrivateMissing, PrivateBroken,
+    TemplateMissing, CapabilityFailed, DevicesFailed, InvalidValue.
+    """
+    private = privatearea.location(paths, config)
+    requested = parse_switches(config.get("CAPABILITY"))
+    access = devices.access(config)
+    binds = _binds(config, private)
+    useless = caps.without_effect(requested)
+    warnings = (
+        (f"capability {', '.join(useless)}: without effect in a container of its own ids",)
+        if useless
+        else ()
+    )
+    return Plan(
+        paths,
+        record,
+        config,
+        private,
+        paths.area(config["VE_ROOT"]),
+        privatearea.options(paths, record.ctid, config),
+        limits.of(config, private, access.rules),
+        access,
+        caps.numbers(caps.bounding(requested)),
+        View(access.nodes, tuple(source.bind for source in binds), terminals=_terminals(config)),
+        binds,
+        environment(record, config),
+        config.get("HOSTNAME") or None,
+        warnings=warnings,
+    )
+
+
+def reread(plan: Plan) -> Plan:
+    """Return the plan of the same container from its files as they are now (reboot from inside)."""
+    server = None
+    if plan.paths.global_config.exists():
+        server = ConfigFile.read(plan.paths.global_config)
+    config = Config(
+        ctid=plan.ctid,
+        container=ConfigFile.read(plan.record.conf),
+        server=server,
+        defaults=DEFAULTS,
+    )
+    return make(plan.paths, plan.record, config)
+
+
+def environment(record: Record, config: Config) -> dict[str, str]:
+    """Return the environment of the container's init."""
+    found = {
+        "PATH": _PATH,
+        "TERM": "linux",
+        "container": CONTAINER,
+        # The second console is pts/1: logins wanted there (CONTAINER_INTERFACE, "container_ttys").
+        "container_ttys": "pts/1",
+    }
+    if record.uuid:
+        found["container_uuid"] = record.uuid
+    for word in config.get("VE_ENVIRONMENT", "").split():
+        name, _, value = word.partition("=")
+        found[name] = value
+    return found
+
+
+def _terminals(config: Config) -> int:
+    from runtime.errors import InvalidValue
+    from runtime.units import pair
+
+    try:
+        limit = pair(config.get("NUMPTY", "1024"), unit=0).limit
+    except InvalidValue:
+        return 1024
+    # devpts takes 0…1048576 (Documentation/filesystems/devpts.rst); two are the consoles.
+    return min(max(limit, 0) + 2, 1 << 20)
+
+
+def _binds(config: Config, private: Path) -> tuple[BindSource, ...]:
+    found = []
+    for word in config.get("BINDMOUNT", "").split():
+        place, *flags = word.split(",")
+        source, _, target = place.rpartition(":")
+        if not source:
+            # Without a source: a directory of the container's own that reinstalling keeps.
+            own = private / "bind" / target.strip("/").replace("/", "-")
+            own.mkdir(mode=0o755, parents=True, exist_ok=True)
+            source = str(own)
+        if not os.path.isdir(source):
+            raise PrivateBroken(
+                f"BINDMOUNT: {source} is no directory of this server",
+                hint="pctl set … --bindmount_del removes it",
+            )
+        names = frozenset(flags)
+        found.append(BindSource(source, Bind(target), "ro" in names, names - {"ro"}))
+    return tuple(found)

@@ -1,0 +1,535 @@
+"""The process beside every mounted or running container: its keeper from start to last clean-up.
+
+States (``state.Phase``), written before they are relied upon:
+
+    mount → MOUNTED ──release──► gone
+    start → STARTING ─► RUNNING ─► STOPPING ─► gone, or MOUNTED when told to stay mounted
+                 ▲                    │
+                 └─────reboot─────────┘
+
+It is the only one that mounts and unmounts, forks the file server and process 1 and waits for
+both. A command that dies while it starts a container takes the start with it: the report's pipe
+breaks and everything is undone. If the supervisor itself is killed, ``Container.reconcile`` of the
+next command undoes what it did.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import time
+import traceback
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import NoReturn
+
+from runtime import (
+    boot,
+    control,
+    hooks,
+    idmap,
+    init,
+    mounts,
+    namespaces,
+    seccomp,
+    state,
+    syscalls,
+    teardown,
+    unixsocket,
+)
+from runtime.cgroups import Cgroup
+from runtime.consoles import Consoles
+from runtime.errors import (
+    EnvironmentFailed,
+    MountFailed,
+    MountPointFailed,
+    PrivateBroken,
+    SystemFailure,
+    VzError,
+)
+from runtime.log import Log
+from runtime.plan import BindSource, Plan, reread
+from runtime.reports import CallerGone, Reporter
+from runtime.state import Phase, Process, RunState
+from vzfs import server as vzfs_server
+
+#: A file server or an init that ends more often than this is not started again.
+_RESTARTS = 5
+_WITHIN_S = 30.0
+_CHANNEL_TIMEOUT_S = 120.0
+
+
+def preload() -> None:
+    """Load and work out what forks need: nothing is imported or compiled after the fork."""
+    vzfs_server.preload()
+    seccomp.program()
+
+
+def start(plan: Plan, *, run: bool, report_fd: int, close_fds: tuple[int, ...]) -> int:
+    """Fork the supervisor of ``plan``; return its process id.
+
+    ``run``: start it, not only mount it. It reports over ``report_fd`` (see ``reports``). Raises
+    OSError.
+    """
+    preload()
+    group = Cgroup(plan.paths.tag, None)
+    group.create()
+    entrance = group.entrance()
+    try:
+        pid = namespaces.fork(cgroup_fd=entrance.v2_fd)
+        if pid == 0:
+            status = 1
+            try:
+                os.setsid()
+                for fd in close_fds:
+                    os.close(fd)
+                entrance.enter()
+                status = Supervisor(plan, report_fd).main(run=run)
+            except BaseException:
+                Log(plan.paths.log, program="supervisor").write(
+                    traceback.format_exc(), ctid=plan.ctid
+                )
+            finally:
+                os._exit(status)
+        return pid
+    finally:
+        entrance.close()
+
+
+class Supervisor:
+    """One container's keeper."""
+
+    def __init__(self, plan: Plan, report_fd: int) -> None:
+        """Keep the container of ``plan`` and report to ``report_fd``."""
+        self.plan = plan
+        self.report = Reporter(report_fd)
+        self.log = Log(
+            plan.paths.log,
+            program="supervisor",
+            enabled=plan.config.get("LOGGING", "yes") != "no",
+        )
+        self.cgroup = Cgroup(plan.paths.tag, plan.ctid)
+        self.consoles = Consoles()
+        self.fuse_fd = -1
+        self.server = 0
+        self.init = 0
+        self.state: RunState
+        #: A command is stopping it: no restart; afterwards unmount or not.
+        self.stopping = False
+        self.stay_mounted = False
+        self.released = False
+        self._server_ends: list[float] = []
+        self._reboots: list[float] = []
+
+    # life
+
+    def main(self, *, run: bool) -> int:
+        """Start, keep and clean up; return the exit status of this process."""
+        self._settle()
+        own = Process.of(os.getpid())
+        self.state = RunState(self.plan.ctid, Phase.STARTING, supervisor=own)
+        try:
+            with ExitStack() as undo:
+                self.state.save(self.plan.paths)
+                undo.callback(self._forget)
+                listener = unixsocket.listen(control.path(self.plan.paths, self.plan.ctid))
+                undo.callback(listener.close)
+                undo.callback(self._unmount)
+                self._mount()
+                if run:
+                    undo.callback(self._clear_init)
+                    self._start_init(self.plan)
+                else:
+                    self._save(phase=Phase.MOUNTED)
+                self.report.send(ready=True)
+                undo.pop_all()
+        except VzError as error:
+            self.log.write(f"error: {error.message}", ctid=self.plan.ctid)
+            with suppress(CallerGone):
+                self.report.error(error)
+            return 1
+        except CallerGone:
+            self.log.write("the command died, its start is undone", ctid=self.plan.ctid)
+            return 1
+        except OSError as error:
+            text = f"{error.strerror} ({error.filename})" if error.filename else str(error)
+            self.log.write(f"error: {text}", ctid=self.plan.ctid)
+            with suppress(CallerGone):
+                self.report.error(SystemFailure(f"the container cannot be started: {text}"))
+            return 1
+        if not self.plan.inherit_stdio:
+            self.report.close()
+        self._forget_stdio()
+        with listener:
+            self._loop(listener)
+            self._unmount()
+        self._forget()
+        return 0
+
+    def _settle(self) -> None:
+        """Become independent of the command this was forked from."""
+        syscalls.set_name(f"vz-{self.plan.ctid}")
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.umask(0o022)
+        os.chdir("/")
+        # The command's lock and connections must not live on in here.
+        keep = self.report.fd
+        if keep >= 0:
+            syscalls.close_range(3, keep - 1) if keep > 3 else None
+            syscalls.close_range(keep + 1)
+        else:
+            syscalls.close_range(3)
+        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
+
+    def _forget_stdio(self) -> None:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd, inheritable=True)
+        os.close(null)
+
+    def _save(self, **changes: object) -> None:
+        self.state = replace(self.state, **changes)  # type: ignore[arg-type]  # field names
+        self.state.save(self.plan.paths)
+
+    def _forget(self) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(control.path(self.plan.paths, self.plan.ctid))
+        state.forget(self.plan.paths, self.plan.ctid)
+
+    # the mount
+
+    def _mount(self) -> None:
+        plan = self.plan
+        hooks.run_on_host(plan.paths, plan.ctid, "premount", plan.private, plan.target)
+        try:
+            os.makedirs(plan.target.parent, mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(plan.target, 0o700)
+        except OSError as error:
+            raise MountPointFailed(
+                f"cannot make mount point {plan.target}: {error.strerror}"
+            ) from error
+        try:
+            self.fuse_fd = vzfs_server.open_device()
+            # Only the container's own view lets setuid bits count; the host's must not.
+            vzfs_server.mount(self.fuse_fd, plan.options, plan.target, nosuid=True)
+        except OSError as error:
+            raise MountFailed(
+                f"cannot mount {plan.private} at {plan.target}: {error.strerror}",
+                hint="modprobe fuse" if error.errno in (errno.ENODEV, errno.ENOENT) else "",
+            ) from error
+        self._serve(resume=False)
+        hooks.run_on_host(plan.paths, plan.ctid, "mount", plan.private, plan.target)
+        self.report.say("Container is mounted")
+
+    def _serve(self, *, resume: bool) -> None:
+        """Fork the file server and wait until it answers: a request to a dead one would hang."""
+        ready_r, ready_w = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            self._be_server(ready_w, resume=resume)
+        os.close(ready_w)
+        self.server = pid
+        self._save(server=Process.of(pid))
+        answered = os.read(ready_r, 1)
+        os.close(ready_r)
+        if not answered:
+            raise MountFailed(f"the file server of {self.plan.private} does not start")
+
+    def _be_server(self, ready_w: int, *, resume: bool) -> NoReturn:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            syscalls.set_name(f"vzfs-{self.plan.ctid}")
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            if ready_w != 4:
+                fuse = os.dup(self.fuse_fd)
+                os.dup2(ready_w, 4)
+                os.dup2(fuse, 3)
+            else:
+                os.dup2(self.fuse_fd, 3)
+            syscalls.close_range(5)
+            ready = os.fdopen(4, "wb", buffering=0)
+
+            def tell() -> None:
+                ready.write(b"R")
+                ready.close()
+
+            vzfs_server.serve(3, self.plan.options, resume, ready=tell)
+            status = 0
+        except BaseException:
+            self.log.write(f"vzfs: {traceback.format_exc()}", ctid=self.plan.ctid)
+        finally:
+            os._exit(status)
+
+    def _unmount(self) -> None:
+        """Unmount and end the file server; run the scripts. Idempotent."""
+        plan = self.plan
+        if mounts.is_mount_point(plan.target):
+            with suppress(VzError):
+                hooks.run_on_host(plan.paths, plan.ctid, "umount", plan.private, plan.target)
+            busy = teardown.unmount(plan.target)
+            if busy:
+                self.log.write(f"{plan.target} was in use on the host", ctid=plan.ctid)
+        if self.fuse_fd >= 0:
+            # The last descriptors but the server's: should it hang, the connection ends with it.
+            os.close(self.fuse_fd)
+            self.fuse_fd = -1
+        if self.server:
+            teardown.wait_or_kill(self.server)
+            self.server = 0
+            with suppress(VzError):
+                hooks.run_on_host(plan.paths, plan.ctid, "postumount", plan.private, plan.target)
+
+    # process 1
+
+    def _start_init(self, plan: Plan) -> None:
+        self.cgroup.kill()
+        ids = idmap.claim(plan.paths, plan.ctid)
+        self.cgroup.create(ids.first)
+        self.cgroup.set(plan.limits)
+        chosen = self._choose_init(plan)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        entrance = self.cgroup.entrance()
+        namespaces.new_time_for_children()
+        with ours:
+            try:
+                pid = namespaces.fork(namespaces.OF_INIT, cgroup_fd=entrance.v2_fd)
+                if pid == 0:
+                    ours.close()
+                    boot.first_process(theirs, entrance, plan, chosen, seccomp.program())
+            finally:
+                entrance.close()
+                theirs.close()
+            self.init = pid
+            self._save(
+                init=Process.of(pid),
+                started_s=time.time(),
+                extra={
+                    "halt": int(chosen.halt_signal),
+                    "halt_commands": [list(words) for words in chosen.halt_commands],
+                    "init": str(chosen.kind),
+                    "first_id": ids.first,
+                },
+            )
+            ours.settimeout(_CHANNEL_TIMEOUT_S)
+            self._bring_up(ours, pid, plan, ids)
+        self._save(phase=Phase.RUNNING)
+
+    def _choose_init(self, plan: Plan) -> init.Init:
+        if plan.init is not None:
+            return plan.init
+        with mounts.closing(os.open(plan.target, os.O_PATH | os.O_DIRECTORY)) as root:
+            return init.detect(root)
+
+    def _bring_up(
+        self, channel: socket.socket, pid: int, plan: Plan, ids: namespaces.IdRange
+    ) -> None:
+        namespaces.write_maps(pid, ids)
+        with ExitStack() as closing:
+            userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            closing.callback(os.close, userns)
+            fds = [self._tree(plan, userns)]
+            closing.callback(os.close, fds[0])
+            for source in plan.binds:
+                fds.append(_bind(source, userns))
+                closing.callback(os.close, fds[-1])
+            socket.send_fds(channel, [boot.GO], fds)
+        if plan.wants_network:
+            from runtime.net import attach
+
+            attach.setup(plan.paths, plan.ctid, plan.config, pid)
+        try:
+            word, masters, _flags, _address = socket.recv_fds(channel, 4096, 16)
+            if word.startswith(boot.CONSOLES):
+                self.consoles.replace(masters)
+                channel.send(boot.EXECUTE)
+                word = channel.recv(4096)
+        except OSError as error:
+            raise EnvironmentFailed(f"process 1 does not answer: {error}") from error
+        if word.startswith(boot.FAILED):
+            raise _failure(word[1:])
+        if not masters and not plan.inherit_stdio:
+            raise EnvironmentFailed("process 1 died while it was started")
+
+    def _tree(self, plan: Plan, userns: int) -> int:
+        """Return the container's own detached view of the mount: ids shifted, setuid bits alive."""
+        fd = mounts.clone(str(plan.target))
+        try:
+            syscalls.mount_setattr(
+                fd,
+                add=syscalls.MOUNT_ATTR_IDMAP | syscalls.MOUNT_ATTR_NODEV,
+                clear=syscalls.MOUNT_ATTR_NOSUID,
+                userns_fd=userns,
+            )
+        except OSError as error:
+            os.close(fd)
+            raise MountFailed(f"the mount's ids cannot be shifted: {error.strerror}") from error
+        return fd
+
+    def _clear_init(self) -> None:
+        """Remove what belonged to process 1: its processes, network, control groups. Idempotent."""
+        with suppress(VzError):
+            self.cgroup.thaw()
+        self.cgroup.kill()
+        if self.init:
+            with suppress(ChildProcessError):
+                os.waitpid(self.init, 0)
+            self.init = 0
+        self.consoles.replace([])
+        teardown.network(self.plan.paths, self.plan.ctid, self.plan.config)
+        self.cgroup.destroy()
+
+    # keeping
+
+    def _loop(self, listener: socket.socket) -> None:
+        """Keep the container until it ended and shall not be restarted, or was released."""
+        poller = select.poll()
+        while (self.init or self.state.phase is Phase.MOUNTED) and not self.released:
+            watched = {self._wake_r, listener.fileno(), *self.consoles.descriptors()}
+            for fd in watched:
+                poller.register(fd, select.POLLIN)
+            ready = [fd for fd, _events in poller.poll()]
+            for fd in watched:
+                poller.unregister(fd)
+            for fd in ready:
+                if fd == self._wake_r:
+                    with suppress(BlockingIOError):
+                        os.read(fd, 4096)
+                elif fd == listener.fileno():
+                    self._answer(listener)
+                else:
+                    self.consoles.handle(fd)
+            self._reap()
+
+    def _answer(self, listener: socket.socket) -> None:
+        connection, _address = listener.accept()
+        try:
+            request = control.read_request(connection)
+            if request.get("op") == "stopping":
+                self.stopping = True
+                self.stay_mounted = request.get("umount") is False
+                control.answer(connection, agreed=True)
+            elif request.get("op") == "release":
+                agreed = self.state.phase is Phase.MOUNTED
+                self.released = agreed
+                control.answer(connection, agreed=agreed)
+            elif request.get("op") == "console":
+                number = int(request.get("number", 0))
+                master, tail = self.consoles.lend(number, connection)
+                control.answer(connection, agreed=master >= 0, fd=master, more=tail)
+                if master >= 0:
+                    return
+            else:
+                control.answer(connection, agreed=False)
+        except (OSError, ValueError) as error:
+            self.log.write(f"a request failed: {error}", ctid=self.plan.ctid, level=1)
+        connection.close()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.server:
+                self._server_ended(status)
+            elif pid == self.init:
+                self.init = 0
+                self._init_ended(os.waitstatus_to_exitcode(status))
+
+    def _server_ended(self, status: int) -> None:
+        self.server = 0
+        if os.waitstatus_to_exitcode(status) == 0 and self.state.phase is Phase.MOUNTED:
+            # Unmounted by hand.
+            self.released = True
+            return
+        now = time.monotonic()
+        self._server_ends = [then for then in self._server_ends if now - then < _WITHIN_S] + [now]
+        if len(self._server_ends) <= _RESTARTS:
+            self.log.write("the file server died and is started again", ctid=self.plan.ctid)
+            with suppress(VzError):
+                self._serve(resume=True)
+                return
+        self.log.write("the file server keeps dying: the container is killed", ctid=self.plan.ctid)
+        # Without a server everything inside would hang: end the connection, then the processes.
+        os.close(self.fuse_fd)
+        self.fuse_fd = -1
+        self.stopping = True
+        self.released = True
+        self.cgroup.kill()
+
+    def _init_ended(self, code: int) -> None:
+        """Process 1 is gone, and every other of the container with it: restart or clean up."""
+        reboot = code == -signal.SIGHUP
+        how = {-signal.SIGHUP: "reboot", -signal.SIGINT: "power-off"}.get(code, f"status {code}")
+        self.log.write(f"init ended ({how})", ctid=self.plan.ctid)
+        if self.plan.inherit_stdio:
+            with suppress(CallerGone):
+                self.report.send(exit=code if code >= 0 else 128 - code)
+        self._save(phase=Phase.STOPPING, init=None)
+        self._clear_init()
+        if reboot and not self.stopping and self._may_reboot():
+            try:
+                self.plan = reread(self.plan)
+                self._save(phase=Phase.STARTING)
+                self._start_init(self.plan)
+                return
+            except (VzError, OSError) as error:
+                self.log.write(f"the restart failed: {error}", ctid=self.plan.ctid)
+                self._clear_init()
+        if self.stay_mounted:
+            self._save(phase=Phase.MOUNTED, started_s=0.0, extra={})
+            self.stopping = self.stay_mounted = False
+
+    def _may_reboot(self) -> bool:
+        if self.plan.config.get("ALLOWREBOOT", "yes") != "yes":
+            return False
+        now = time.monotonic()
+        self._reboots = [then for then in self._reboots if now - then < _WITHIN_S] + [now]
+        return len(self._reboots) <= _RESTARTS
+
+
+def _bind(source: BindSource, userns: int) -> int:
+    """Return a detached bind mount with the container's ids where its file system can."""
+    attributes = {
+        "nosuid": syscalls.MOUNT_ATTR_NOSUID,
+        "noexec": syscalls.MOUNT_ATTR_NOEXEC,
+    }
+    added = syscalls.MOUNT_ATTR_NODEV
+    for name in source.flags:
+        added |= attributes.get(name, 0)
+    if source.read_only:
+        added |= syscalls.MOUNT_ATTR_RDONLY
+    fd = mounts.clone(source.source, attributes=added)
+    with suppress(OSError):
+        syscalls.mount_setattr(fd, add=syscalls.MOUNT_ATTR_IDMAP, userns_fd=userns)
+    return fd
+
+
+def _failure(report: bytes) -> VzError:
+    stage, number, path = json.loads(report)
+    reason = os.strerror(number) if number else "unknown error"
+    text = f"{stage}: {reason}" + (f" ({path})" if path else "")
+    if stage.startswith("executing"):
+        return PrivateBroken(text, hint="the private area holds no system that can be started")
+    if number in (errno.ELOOP, errno.ENOTDIR):
+        return PrivateBroken(text, hint="/proc, /sys and /dev must be plain directories")
+    return EnvironmentFailed(text)
