@@ -1,0 +1,91 @@
+"""Who uses what of a template area: the private areas of every system that shares it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from runtime import files, registry
+from runtime.paths import Paths
+
+_ROOTS = ".roots"
+
+
+def remember(paths: Paths) -> None:
+    """Note that the system at ``paths`` makes containers from its template area."""
+    import hashlib
+
+    root = str(paths.root)
+    directory = paths.template / _ROOTS
+    link = directory / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    if os.path.lexists(link):
+        return
+    directory.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        files.replace_symlink(link, root)
+
+
+def systems(paths: Paths) -> list[Paths]:
+    """Return every system known to use the template area of ``paths``, that one included."""
+    found = {paths.root: paths}
+    area = paths.template.resolve()
+    try:
+        links = list((paths.template / _ROOTS).iterdir())
+    except FileNotFoundError:
+        links = []
+    for link in links:
+        other = Paths(Path(os.readlink(link)))
+        if other.template.resolve() == area:
+            found[other.root] = other
+        else:
+            link.unlink(missing_ok=True)
+    return list(found.values())
+
+
+def private_areas(paths: Paths) -> Iterator[Path]:
+    """Yield the private areas of one system: in the usual place, and where configurations say."""
+    seen: set[Path] = set()
+    places: list[Path] = []
+    with suppress(FileNotFoundError):
+        places += sorted(paths.private_dir.iterdir())
+    for record, file in registry.records(paths):
+        value = file.get("VE_PRIVATE")
+        if value:
+            expanded = value.replace("${VEID}", "$VEID").replace("$VEID", str(record.ctid))
+            places.append(paths.area(expanded))
+    for place in places:
+        if place not in seen and (place / "templates" / "layers").is_file():
+            seen.add(place)
+            yield place
+
+
+def trees_in_use(paths: Paths) -> dict[str, list[Path]]:
+    """Return tree (relative to the template area) → private areas that lie above it."""
+    found: dict[str, list[Path]] = {}
+    for system in systems(paths):
+        for private in private_areas(system):
+            with suppress(OSError):
+                for line in (private / "templates" / "layers").read_text().splitlines():
+                    if line.strip():
+                        found.setdefault(line.strip(), []).append(private)
+    return found
+
+
+def of_template(paths: Paths, name: str) -> list[str]:
+    """Return what was made from the OS template ``name``: private areas and containers, as text."""
+    found = []
+    for system in systems(paths):
+        for private in private_areas(system):
+            with suppress(OSError, ValueError):
+                made = json.loads((private / "templates" / "os.json").read_bytes())
+                if made.get("name") == name:
+                    found.append(str(private))
+        for record, file in registry.records(system):
+            if (file.get("OSTEMPLATE") or "").lstrip(".") == name:
+                private = system.private(record.ctid)
+                if str(private) not in found:
+                    found.append(f"container {record.ctid}")
+    return found
