@@ -78,8 +78,12 @@ class TaskFigures:
 class Figures:
     """The figures of one container; each property reads the kernel anew."""
 
-    def __init__(self, tag: str, ctid: int) -> None:
-        """Look at container ``ctid`` of the system with ``tag`` (``Paths.tag``)."""
+    def __init__(self, tag: str, ctid: int, *, keep_open: bool = False) -> None:
+        """Look at container ``ctid`` of the system with ``tag`` (``Paths.tag``).
+
+        ``keep_open`` keeps control files open: for who reads them again and again.
+        """
+        self._open: dict[str, int] | None = {} if keep_open else None
         hosts = hierarchies()
         name = f"pyvz{tag}/{ctid}"
         self._v1 = {controller: f"{mount}/{name}" for controller, mount in hosts.v1.items()}
@@ -102,7 +106,7 @@ class Figures:
         waiting = [place]
         while waiting:
             directory = waiting.pop()
-            found += map(int, _text(f"{directory}/cgroup.procs").split())
+            found += map(int, self._text(f"{directory}/cgroup.procs").split())
             with suppress(OSError), os.scandir(directory) as entries:
                 waiting += [entry.path for entry in entries if entry.is_dir()]
         return found
@@ -114,17 +118,17 @@ class Figures:
         return self._memory_v2(self._v2 or "")
 
     def _memory_v1(self, place: str) -> MemoryFigures:
-        stat = _pairs(f"{place}/memory.stat")
-        used = _number(f"{place}/memory.usage_in_bytes") or 0
-        both = _number(f"{place}/memory.memsw.usage_in_bytes")
-        limit = _limit(_number(f"{place}/memory.limit_in_bytes"))
-        both_limit = _limit(_number(f"{place}/memory.memsw.limit_in_bytes"))
+        stat = self._pairs(f"{place}/memory.stat")
+        used = self._number(f"{place}/memory.usage_in_bytes") or 0
+        both = self._number(f"{place}/memory.memsw.usage_in_bytes")
+        limit = _limit(self._number(f"{place}/memory.limit_in_bytes"))
+        both_limit = _limit(self._number(f"{place}/memory.memsw.limit_in_bytes"))
         swap_limit = None
         if both_limit is not None and limit is not None:
             swap_limit = both_limit - limit
         return MemoryFigures(
             used=used,
-            peak=_number(f"{place}/memory.max_usage_in_bytes"),
+            peak=self._number(f"{place}/memory.max_usage_in_bytes"),
             limit=limit,
             swap=max(both - used, 0) if both is not None else stat.get("total_swap", 0),
             swap_limit=swap_limit,
@@ -139,24 +143,24 @@ class Figures:
             unevictable=stat.get("total_unevictable", 0),
             dirty=stat.get("total_dirty", 0),
             writeback=stat.get("total_writeback", 0),
-            kernel=_number(f"{place}/memory.kmem.usage_in_bytes") or 0,
+            kernel=self._number(f"{place}/memory.kmem.usage_in_bytes") or 0,
             page_faults=stat.get("total_pgfault", 0),
-            limit_hits=_number(f"{place}/memory.failcnt") or 0,
-            oom_kills=_pairs(f"{place}/memory.oom_control").get("oom_kill", 0),
+            limit_hits=self._number(f"{place}/memory.failcnt") or 0,
+            oom_kills=self._pairs(f"{place}/memory.oom_control").get("oom_kill", 0),
         )
 
     def _memory_v2(self, place: str) -> MemoryFigures:
-        stat = _pairs(f"{place}/memory.stat")
-        events = _pairs(f"{place}/memory.events")
+        stat = self._pairs(f"{place}/memory.stat")
+        events = self._pairs(f"{place}/memory.events")
         kernel = stat.get("kernel")
         if kernel is None:  # before Linux 5.18
             kernel = sum(stat.get(key, 0) for key in ("slab", "kernel_stack", "pagetables"))
         return MemoryFigures(
-            used=_number(f"{place}/memory.current") or 0,
-            peak=_number(f"{place}/memory.peak"),
-            limit=_limit(_number(f"{place}/memory.max")),
-            swap=_number(f"{place}/memory.swap.current") or 0,
-            swap_limit=_limit(_number(f"{place}/memory.swap.max")),
+            used=self._number(f"{place}/memory.current") or 0,
+            peak=self._number(f"{place}/memory.peak"),
+            limit=_limit(self._number(f"{place}/memory.max")),
+            swap=self._number(f"{place}/memory.swap.current") or 0,
+            swap_limit=_limit(self._number(f"{place}/memory.swap.max")),
             anonymous=stat.get("anon", 0),
             cache=stat.get("file", 0),
             shared=stat.get("shmem", 0),
@@ -175,10 +179,22 @@ class Figures:
             oom_kills=events.get("oom_kill", 0),
         )
 
+    def memory_limits(self) -> tuple[int | None, int | None]:
+        """Return its limits of RAM and of swap in bytes; None: no limit."""
+        if "memory" in self._v1:
+            place = self._v1["memory"]
+            ram = _limit(self._number(f"{place}/memory.limit_in_bytes"))
+            both = _limit(self._number(f"{place}/memory.memsw.limit_in_bytes"))
+            return ram, None if ram is None or both is None else both - ram
+        return (
+            _limit(self._number(f"{self._v2}/memory.max")),
+            _limit(self._number(f"{self._v2}/memory.swap.max")),
+        )
+
     def cpu(self) -> CpuFigures:
         """Return its processor time."""
-        found = _pairs(f"{self._v2}/cpu.stat") if self._v2 is not None else {}
-        throttle = _pairs(f"{self._v1['cpu']}/cpu.stat") if "cpu" in self._v1 else found
+        found = self._pairs(f"{self._v2}/cpu.stat") if self._v2 is not None else {}
+        throttle = self._pairs(f"{self._v1['cpu']}/cpu.stat") if "cpu" in self._v1 else found
         throttled_ns = throttle.get("throttled_time", throttle.get("throttled_usec", 0) * 1000)
         # v2 keeps times without its controller too; only v1 alone needs cpuacct.
         if "usage_usec" in found:
@@ -191,9 +207,9 @@ class Figures:
             )
         place = self._v1.get("cpuacct", "")
         return CpuFigures(
-            _number(f"{place}/cpuacct.usage") or 0,
-            _number(f"{place}/cpuacct.usage_user") or 0,
-            _number(f"{place}/cpuacct.usage_sys") or 0,
+            self._number(f"{place}/cpuacct.usage") or 0,
+            self._number(f"{place}/cpuacct.usage_user") or 0,
+            self._number(f"{place}/cpuacct.usage_sys") or 0,
             throttled_ns,
             throttle.get("nr_throttled", 0),
         )
@@ -201,32 +217,17 @@ class Figures:
     def cpus(self) -> str | None:
         """Return the processors it may run on, as a list like ``0,2-5``; None if unknown."""
         if "cpuset" in self._v1:
-            return _text(f"{self._v1['cpuset']}/cpuset.cpus").strip() or None
-        return _text(f"{self._v2}/cpuset.cpus.effective").strip() or None
-
-    def io(self) -> IoFigures:
-        """Return its disk I/O."""
-        if "blkio" in self._v1:
-            place = self._v1["blkio"]
-            size = _blkio(f"{place}/blkio.throttle.io_service_bytes_recursive")
-            count = _blkio(f"{place}/blkio.throttle.io_serviced_recursive")
-            return IoFigures(size["Read"], size["Write"], count["Read"], count["Write"])
-        totals = {"rbytes": 0, "wbytes": 0, "rios": 0, "wios": 0}
-        for line in _text(f"{self._v2}/io.stat").splitlines():
-            for word in line.split()[1:]:
-                key, _, value = word.partition("=")
-                if key in totals and value.isdecimal():
-                    totals[key] += int(value)
-        return IoFigures(totals["rbytes"], totals["wbytes"], totals["rios"], totals["wios"])
+            return self._text(f"{self._v1['cpuset']}/cpuset.cpus").strip() or None
+        return self._text(f"{self._v2}/cpuset.cpus.effective").strip() or None
 
     def tasks(self) -> TaskFigures:
         """Return its processes and threads."""
         place = self._v1.get("pids", self._v2 or "")
         return TaskFigures(
-            _number(f"{place}/pids.current") or 0,
-            _number(f"{place}/pids.peak"),
-            _limit(_number(f"{place}/pids.max")),
-            _pairs(f"{place}/pids.events").get("max", 0),
+            self._number(f"{place}/pids.current") or 0,
+            self._number(f"{place}/pids.peak"),
+            _limit(self._number(f"{place}/pids.max")),
+            self._pairs(f"{place}/pids.events").get("max", 0),
         )
 
     def stalled_us(self, resource: str) -> int | None:
@@ -234,45 +235,92 @@ class Figures:
 
         Pressure stall information (Documentation/accounting/psi.rst), the "some" line.
         """
-        for line in _text(f"{self._v2}/{resource}.pressure").splitlines():
+        for line in self._text(f"{self._v2}/{resource}.pressure").splitlines():
             if line.startswith("some "):
                 return int(line.rpartition("total=")[2])
         return None
 
+    def threads(self) -> list[int]:
+        """Return the host ids of its threads, unsorted."""
+        name = "tasks" if self._v2 is None else "cgroup.threads"
+        found: list[int] = []
+        waiting = [self._v2 or next(self._directories())]
+        while waiting:
+            directory = waiting.pop()
+            found += map(int, self._text(f"{directory}/{name}").split())
+            with suppress(OSError), os.scandir(directory) as entries:
+                waiting += [entry.path for entry in entries if entry.is_dir()]
+        return found
 
-def _text(path: str) -> str:
-    """Return the content of a control file, empty when there is none."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read(65536).decode("ascii", "replace")
-    except OSError:
-        return ""
+    def cpu_of_each(self) -> list[tuple[int, int]] | None:
+        """Return user and system time in ns of each possible processor; None where v2 counts."""
+        place = self._v1.get("cpuacct")
+        if place is None:
+            return None
+        user = self._text(f"{place}/cpuacct.usage_percpu_user").split()
+        system = self._text(f"{place}/cpuacct.usage_percpu_sys").split()
+        return [(int(u), int(s)) for u, s in zip(user, system, strict=True)] or None
 
+    def io_of_each(self) -> dict[str, IoFigures]:
+        """Return its disk I/O by device, "MAJOR:MINOR"."""
+        found: dict[str, list[int]] = {}
+        if "blkio" in self._v1:
+            place = self._v1["blkio"]
+            for first, name in enumerate(("io_service_bytes", "io_serviced")):
+                text = self._text(f"{place}/blkio.throttle.{name}_recursive")
+                for line in text.splitlines():
+                    words = line.split()
+                    if len(words) == 3 and words[1] in ("Read", "Write"):
+                        row = found.setdefault(words[0], [0, 0, 0, 0])
+                        row[2 * first + (words[1] == "Write")] += int(words[2])
+        else:
+            for line in self._text(f"{self._v2}/io.stat").splitlines():
+                device, *words = line.split()
+                values = dict(word.partition("=")[::2] for word in words)
+                found[device] = [
+                    int(values.get(key, 0)) for key in ("rbytes", "wbytes", "rios", "wios")
+                ]
+        return {device: IoFigures(*row) for device, row in found.items()}
 
-def _number(path: str) -> int | None:
-    word = _text(path).strip()
-    return int(word) if word.lstrip("-").isdecimal() else None
+    def io(self) -> IoFigures:
+        """Return its disk I/O on all devices."""
+        rows = list(self.io_of_each().values())
+        return IoFigures(
+            sum(row.read_bytes for row in rows),
+            sum(row.written_bytes for row in rows),
+            sum(row.reads for row in rows),
+            sum(row.writes for row in rows),
+        )
+
+    def _text(self, path: str) -> str:
+        """Return the content of a control file, empty when there is none."""
+        try:
+            if self._open is None:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    return os.read(fd, 1 << 18).decode("ascii", "replace")
+                finally:
+                    os.close(fd)
+            kept = self._open.get(path)
+            if kept is None:
+                kept = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.pread(kept, 1 << 18, 0).decode("ascii", "replace")
+        except OSError:
+            return ""
+
+    def _number(self, path: str) -> int | None:
+        word = self._text(path).strip()
+        return int(word) if word.lstrip("-").isdecimal() else None
+
+    def _pairs(self, path: str) -> dict[str, int]:
+        found = {}
+        for line in self._text(path).splitlines():
+            key, _, value = line.partition(" ")
+            if value.isdecimal():
+                found[key] = int(value)
+        return found
 
 
 def _limit(value: int | None) -> int | None:
     """Return None for v1's way to write no limit: LONG_MAX rounded down to pages, or -1."""
     return None if value is None or value < 0 or value >= 1 << 62 else value
-
-
-def _pairs(path: str) -> dict[str, int]:
-    found = {}
-    for line in _text(path).splitlines():
-        key, _, value = line.partition(" ")
-        if value.isdecimal():
-            found[key] = int(value)
-    return found
-
-
-def _blkio(path: str) -> dict[str, int]:
-    """Return the sums over all devices of lines "MAJOR:MINOR OPERATION NUMBER"."""
-    totals = {"Read": 0, "Write": 0}
-    for line in _text(path).splitlines():
-        words = line.split()
-        if len(words) == 3 and words[1] in totals:
-            totals[words[1]] += int(words[2])
-    return totals
