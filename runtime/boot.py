@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime import caps, init, mounts, namespaces, rootfs, syscalls
@@ -55,6 +57,8 @@ def first_process(
         socket.send_fds(channel, [CONSOLES], [console.master for console in consoles])
         if channel.recv(1) != EXECUTE:
             os._exit(1)
+        stage = "limiting itself"
+        _limit(plan)
         stage = "giving up rights"
         os.umask(0o022)
         os.setsid()
@@ -74,6 +78,22 @@ def first_process(
         report = json.dumps([stage, error.errno, str(error.filename or "")]).encode()
         _send_last(channel, report)
         os._exit(1)
+
+
+def _limit(plan: Plan) -> None:
+    """Set what processes carry themselves: resource limits, shared memory of the namespace."""
+    for which, value in plan.inside.rlimits.items():
+        hard = resource.getrlimit(which)[1]
+        # Nobody inside may have more than this process may give (without CAP_SYS_RESOURCE).
+        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (least, least))
+    if plan.inside.shared_pages is not None:
+        # Older kernels let only the initial namespace change it: the default stays then.
+        with (
+            suppress(PermissionError),
+            open("/proc/sys/kernel/shmall", "w", encoding="ascii") as file,
+        ):
+            file.write(str(plan.inside.shared_pages))
 
 
 def drop_rights(capabilities: frozenset[int], filter_: bytes) -> None:

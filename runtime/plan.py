@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime import caps, devices, limits, privatearea
+from runtime import caps, devices, privatearea, resources_inside
 from runtime.config import Config, ConfigFile
 from runtime.defaults import DEFAULTS
 from runtime.errors import PrivateBroken
@@ -17,7 +17,6 @@ from runtime.rootfs import Bind, View
 from runtime.settings_access import parse_switches
 
 if TYPE_CHECKING:
-    from runtime.cgroup_limits import Limits
     from runtime.paths import Paths
     from runtime.registry import Record
     from vzfs.options import Options
@@ -26,6 +25,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: The value of $container: what makes distributions know where they are
 #: (https://systemd.io/CONTAINER_INTERFACE).
 CONTAINER = "pyvz"
+#: Pseudo-terminals of a container without NUMPTY.
+_TERMINALS = 1024
 _NETWORK_KEYS = ("IP_ADDRESS", "NETIF", "NETDEV")
 
 
@@ -50,7 +51,8 @@ class Plan:
     #: VE_ROOT: where the host sees the tree.
     target: Path
     options: Options
-    limits: Limits
+    #: What each process is limited to.
+    inside: resources_inside.Inside
     access: devices.Access
     #: Numbers of the capabilities in the bounding set.
     capabilities: frozenset[int]
@@ -91,6 +93,7 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
     TemplateMissing, CapabilityFailed, DevicesFailed, InvalidValue.
     """
     private = privatearea.location(paths, config)
+    inside = resources_inside.inside(config)
     requested = parse_switches(config.get("CAPABILITY"))
     access = devices.access(config)
     binds = _binds(config, private)
@@ -107,10 +110,14 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
         private,
         paths.area(config["VE_ROOT"]),
         privatearea.options(paths, record.ctid, config),
-        limits.of(config, private, access.rules),
+        inside,
         access,
         caps.numbers(caps.bounding(requested)),
-        View(access.nodes, tuple(source.bind for source in binds), terminals=_terminals(config)),
+        View(
+            access.nodes,
+            tuple(source.bind for source in binds),
+            terminals=_terminals(inside.terminals),
+        ),
         binds,
         environment(record, config),
         config.get("HOSTNAME") or None,
@@ -149,16 +156,9 @@ def environment(record: Record, config: Config) -> dict[str, str]:
     return found
 
 
-def _terminals(config: Config) -> int:
-    from runtime.errors import InvalidValue
-    from runtime.units import pair
-
-    try:
-        limit = pair(config.get("NUMPTY", "1024"), unit=0).limit
-    except InvalidValue:
-        return 1024
+def _terminals(limit: int | None) -> int:
     # devpts takes 0…1048576 (Documentation/filesystems/devpts.rst); two are the consoles.
-    return min(max(limit, 0) + 2, 1 << 20)
+    return _TERMINALS if limit is None else min(max(limit, 0) + 2, 1 << 20)
 
 
 def _binds(config: Config, private: Path) -> tuple[BindSource, ...]:

@@ -35,13 +35,14 @@ from runtime import (
     init,
     mounts,
     namespaces,
+    resources,
     seccomp,
     state,
     syscalls,
     teardown,
     unixsocket,
 )
-from runtime.cgroups import Cgroup
+from runtime.cgroups import Cgroup, Limits
 from runtime.consoles import Consoles
 from runtime.errors import (
     EnvironmentFailed,
@@ -197,6 +198,10 @@ class Supervisor:
             os.dup2(null, fd, inheritable=True)
         os.close(null)
 
+    def _warn(self, message: str) -> None:
+        self.log.write(f"warning: {message}", ctid=self.plan.ctid)
+        self.report.warn(message)
+
     def _save(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]  # field names
         self.state.save(self.plan.paths)
@@ -302,7 +307,8 @@ class Supervisor:
         self.cgroup.kill()
         ids = idmap.claim(plan.paths, plan.ctid)
         self.cgroup.create(ids.first)
-        self.cgroup.set(plan.limits)
+        resources.apply_start(self.cgroup, plan.config, plan.private, self._warn)
+        self.cgroup.set(Limits(devices=plan.access.rules))
         chosen = self._choose_init(plan)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         entrance = self.cgroup.entrance()
