@@ -111,7 +111,10 @@ class Accounted(Files):
         finish = job._finish
 
         def finish_accounted(error: OSError | None) -> None:
-            before = self.stat(node)
+            # What the copy has by now; `stat` shows the file as it was.
+            fd = self.open_file(node, os.O_RDONLY, data=False)
+            before = os.fstat(fd)
+            os.close(fd)
             try:
                 charge = accounting.charges.get(before.st_ino)
                 if charge is not None:
@@ -225,12 +228,12 @@ class Accounted(Files):
                 self.orphans.discard(node.nid)
                 accounting.evicted(st.st_ino)
 
-    def write(self, node: Node, number: int, offset: int, data: memoryview) -> int:
+    def write(self, node: Node, offset: int, data: bytes | memoryview) -> int:
         """Write as much of ``data`` as there is room for; raises ENOSPC, EDQUOT, EFBIG."""
         books, accounting = self._books, self.accounting
         if books is None or accounting is None or not isinstance(node, File):
-            return super().write(node, number, offset, data)
-        fd = self.descriptor(node, number, write=True)
+            return super().write(node, offset, data)
+        fd = self.descriptor(node, write=True)
         before = os.fstat(fd)
         wanted = self._growth(before, offset, len(data))
         if wanted:

@@ -232,10 +232,10 @@ class CopyUp(Overlay):
         Raises `Later` when there is something to copy; ESTALE when readers hold the lower file
         through the kernel, after the name was given a new node.
         """
-        if node.private:
-            return
-        self.own(node)
+        if not node.private:
+            self.own(node)
         if not node.meta:
+            self._separate(node)
             return
         job = self.jobs.get(node.nid)
         if job is not None:
@@ -311,7 +311,11 @@ class CopyUp(Overlay):
                 raise
         node.meta = False
         self.data_changed(node)
-        if node.opens and node.backing and not node.backing_private:
+        self._separate(node)
+
+    def _separate(self, node: File) -> None:
+        """Split a node whose readers hold the lower file through the kernel."""
+        if node.twin is None and node.opens and node.backing and not node.backing_private:
             self.split(node)
 
     def data_changed(self, node: File) -> None:

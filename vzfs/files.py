@@ -1,9 +1,8 @@
 """The data of regular files: open, read, write, sync, allocate, seek, copy.
 
 With passthrough the kernel reads and writes the backing file itself and only open, release and
-the rarer calls arrive here. Without, a handle holds the backing file's descriptor. An operation
-which needs a descriptor and has none (a handle of a former server, or passthrough) takes one from
-a small cache.
+the rarer calls arrive here. What does arrive takes its descriptor from a cache by node, not from
+a handle: so a server which replaces a killed one goes on serving files that are open.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from typing import NamedTuple
 
 from vzfs import syscalls
 from vzfs.attributes import Attributes, keeps_setid, loses_setgid
@@ -20,17 +18,7 @@ from vzfs.inodes import File, Node
 from vzfs.naming import SELF, Caller
 from vzfs.overlay import failure
 
-_CACHED = 64
-#: Flags of an open file that matter to the backing descriptor.
-_KEPT = os.O_ACCMODE | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_NONBLOCK
-
-
-class Handle(NamedTuple):
-    """An open file of the daemon's own."""
-
-    fd: int
-    node: File
-    writes: bool
+_CACHED = 256
 
 
 class Files(Attributes):
@@ -38,8 +26,6 @@ class Files(Attributes):
 
     def __init__(self, *arguments: object, **named: object) -> None:
         super().__init__(*arguments, **named)  # type: ignore[arg-type] # handed through unchanged
-        self.handles: dict[int, Handle] = {}
-        self._next_handle = int.from_bytes(os.urandom(3), "little") << 32
         self._descriptors: OrderedDict[tuple[int, bool], int] = OrderedDict()
         #: Files somebody may write to, by node id, for the ledger's timer.
         self.written: dict[int, File] = {}
@@ -56,10 +42,9 @@ class Files(Attributes):
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
             return node
         truncates = bool(flags & os.O_TRUNC)
-        if not node.private:
-            self.own_data(node, size=0 if truncates else None)
-            if node.twin is not None:
-                raise failure(errno.ESTALE)
+        self.own_data(node, size=0 if truncates else None)
+        if node.twin is not None:
+            raise failure(errno.ESTALE)
         self._check_protected(node, flags)
         if truncates:
             self._truncate(node, 0)
@@ -121,27 +106,10 @@ class Files(Attributes):
         elif delta < 0:
             self.ledger.release(st.st_uid, st.st_gid, -delta, 0)
 
-    # handles
+    # descriptors
 
-    def open_handle(self, node: File, flags: int, fd: int = -1) -> int:
-        """Return the number of a new handle; takes ``fd`` over when one is given."""
-        if fd < 0:
-            fd = self.open_file(node, flags & _KEPT & ~os.O_APPEND)
-        self._next_handle += 1
-        self.handles[self._next_handle] = Handle(fd, node, flags & os.O_ACCMODE != os.O_RDONLY)
-        return self._next_handle
-
-    def close_handle(self, number: int) -> None:
-        """Close a handle; an unknown one is somebody else's."""
-        handle = self.handles.pop(number, None)
-        if handle is not None:
-            os.close(handle.fd)
-
-    def descriptor(self, node: Node, number: int, *, write: bool) -> int:
+    def descriptor(self, node: Node, *, write: bool) -> int:
         """Return a descriptor of the file's data, valid until the request ends."""
-        handle = self.handles.get(number)
-        if handle is not None and (handle.writes or not write):
-            return handle.fd
         if not isinstance(node, File):
             raise failure(errno.EISDIR)
         if node.twin is not None and write:
@@ -149,6 +117,7 @@ class Files(Attributes):
         key = (node.nid, write)
         fd = self._descriptors.get(key, -1)
         if fd >= 0:
+            self._descriptors.move_to_end(key)
             return fd
         if write and not node.private:
             self.own_data(node)
@@ -164,14 +133,9 @@ class Files(Attributes):
                 os.close(fd)
 
     def data_changed(self, node: File) -> None:
-        """Let handles open for reading see the copy instead of the lower file."""
+        """Let readers see the copy instead of the lower file."""
         super().data_changed(node)
         self.drop_descriptors(node)
-        for handle in self.handles.values():
-            if handle.node is node:
-                fd = self.open_file(node, os.O_RDONLY)
-                os.dup2(fd, handle.fd, inheritable=False)
-                os.close(fd)
 
     def retire(self, node: Node) -> None:
         """Release what a forgotten node held."""
@@ -188,13 +152,13 @@ class Files(Attributes):
 
     # data
 
-    def read(self, node: Node, number: int, offset: int, size: int) -> bytes:
+    def read(self, node: Node, offset: int, size: int) -> bytes:
         """Return up to ``size`` bytes."""
-        return os.pread(self.descriptor(node, number, write=False), size, offset)
+        return os.pread(self.descriptor(node, write=False), size, offset)
 
-    def write(self, node: Node, number: int, offset: int, data: memoryview) -> int:
+    def write(self, node: Node, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data``; returns the count. Raises ENOSPC, EDQUOT, EFBIG."""
-        fd = self.descriptor(node, number, write=True)
+        fd = self.descriptor(node, write=True)
         if self.ledger is None or not isinstance(node, File):
             return os.pwrite(fd, data, offset)
         real = node.twin or node
@@ -229,30 +193,26 @@ class Files(Attributes):
             return max(0, last * unit - max(allocated, first * unit)) // 512
         return (last - first) * unit // 512
 
-    def fsync(self, node: Node, number: int, *, data_only: bool) -> None:
+    def fsync(self, node: Node, *, data_only: bool) -> None:
         """Make a file or directory durable."""
-        handle = self.handles.get(number)
-        if handle is not None:
-            fd, own = handle.fd, False
-        elif isinstance(node, File):
+        if isinstance(node, File):
             real = node.twin or node
             if not real.has_copy:
                 return
-            fd, own = self.open_file(real, os.O_RDONLY, data=False), True
+            fd = self.open_file(real, os.O_RDONLY, data=False)
         else:
-            fd, own = os.open(self.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), True
+            fd = os.open(self.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if data_only:
                 os.fdatasync(fd)
             else:
                 os.fsync(fd)
         finally:
-            if own:
-                os.close(fd)
+            os.close(fd)
 
-    def fallocate(self, node: Node, number: int, mode: int, offset: int, length: int) -> None:
+    def fallocate(self, node: Node, mode: int, offset: int, length: int) -> None:
         """Do fallocate(2) of any mode."""
-        fd = self.descriptor(node, number, write=True)
+        fd = self.descriptor(node, write=True)
         if self.ledger is None or not isinstance(node, File):
             syscalls.fallocate(fd, mode, offset, length)
             return
@@ -268,23 +228,21 @@ class Files(Attributes):
                 self.ledger.release(before.st_uid, before.st_gid, wanted, 0)
             self.recharge(node.twin or node, before, os.fstat(fd))
 
-    def lseek(self, node: Node, number: int, offset: int, whence: int) -> int:
+    def lseek(self, node: Node, offset: int, whence: int) -> int:
         """Return where the next data or hole is, lseek(2)."""
-        return os.lseek(self.descriptor(node, number, write=False), offset, whence)
+        return os.lseek(self.descriptor(node, write=False), offset, whence)
 
     def copy_range(
         self,
         source: Node,
-        source_handle: int,
         source_offset: int,
         target: Node,
-        target_handle: int,
         target_offset: int,
         length: int,
     ) -> int:
         """Copy bytes between files in the kernel; returns the count."""
-        target_fd = self.descriptor(target, target_handle, write=True)
-        source_fd = self.descriptor(source, source_handle, write=False)
+        target_fd = self.descriptor(target, write=True)
+        source_fd = self.descriptor(source, write=False)
         before = os.fstat(target_fd)
         length = min(length, 1 << 30)
         wanted = 0

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SLOT_SHIFT = 52
 INODE_MASK = (1 << SLOT_SHIFT) - 1
 #: Slot of ids which could not be computed (an inode number beyond 52 bits): plain numbers.
-UNCOMPUTED = 0xFFF
+UNCOMPUTED = 0x7FF
 
 
 class Node:

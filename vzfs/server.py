@@ -160,25 +160,39 @@ def serve(
     ``resume`` takes over from a server that died. ``ready`` is called when requests are answered.
     Raises OSError when a layer cannot be opened.
     """
-    from vzfs.transport_kernel import KernelTransport
-
     os.umask(0)
     gc.disable()
     _raise_descriptor_limit()
     stack = prepare(options)
     session = options.work_area / SESSION
-    flags = 0
-    if resume:
-        flags = _read_session(session)
+    flags = _read_session(session) if resume else 0
     core = Operations(stack, options)
     if options.ledger is not None:
         core.start_accounting(options, resume=resume)
-    transport = KernelTransport(fd, core, flags)
-    transport.on_init = lambda agreed: _write_session(session, agreed)
+
+    def agreed(agreed_flags: int) -> None:
+        _write_session(session, agreed_flags, options)
+
     if ready is not None:
         ready()
-    transport.serve()
+    if choose_transport(options) == "pyfuse3":
+        from vzfs import transport_pyfuse3
+
+        transport_pyfuse3.serve(fd, core, flags, agreed)
+    else:
+        from vzfs.transport_kernel import KernelTransport
+
+        transport = KernelTransport(fd, core, flags)
+        transport.on_init = agreed
+        transport.serve()
     core.stop_accounting()
+
+
+def choose_transport(options: Options) -> str:
+    """Return "kernel" or "pyfuse3"; the kernel's protocol wherever passthrough is to be had."""
+    if options.transport != "auto":
+        return options.transport
+    return "kernel" if not options.passthrough or probe().passthrough else "pyfuse3"
 
 
 def _raise_descriptor_limit() -> None:
@@ -194,7 +208,13 @@ def _read_session(path: Path) -> int:
         return protocol.INIT_EXT | protocol.SETXATTR_EXT
 
 
-def _write_session(path: Path, flags: int) -> None:
+def _write_session(path: Path, flags: int, options: Options) -> None:
     spare = path.with_suffix(".new")
-    spare.write_text(json.dumps({"flags": flags, "pid": os.getpid()}))
+    session = {
+        "flags": flags,
+        "pid": os.getpid(),
+        "transport": choose_transport(options),
+        "passthrough": bool(flags & protocol.PASSTHROUGH),
+    }
+    spare.write_text(json.dumps(session))
     os.rename(spare, path)

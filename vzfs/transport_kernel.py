@@ -558,11 +558,7 @@ class KernelTransport:
                 if flags & os.O_ACCMODE != os.O_RDONLY and self._must_count(node):
                     how |= protocol.FOPEN_DIRECT_IO
                 return 0, how, backing
-        kept = -1
-        if fd >= 0:
-            kept = os.dup(fd)
-        fh = core.open_handle(node, flags, kept)
-        return fh, protocol.FOPEN_KEEP_CACHE, 0
+        return 0, protocol.FOPEN_KEEP_CACHE, 0
 
     def _must_count(self, node: File) -> bool:
         ledger = self.core.ledger
@@ -605,9 +601,8 @@ class KernelTransport:
                 raise
 
     def _release(self, unique: int, nid: int, view: memoryview, size: int) -> None:
-        fh, flags, _, _ = protocol.RELEASE_IN.unpack_from(view, _IN)
+        _, flags, _, _ = protocol.RELEASE_IN.unpack_from(view, _IN)
         node = self.core.table.nodes.get(nid)
-        self.core.close_handle(fh)
         self._ok(unique, nid, view, size)
         if isinstance(node, File):
             self.core.closed(node, flags)
@@ -664,8 +659,8 @@ class KernelTransport:
         )
 
     def _read(self, unique: int, nid: int, view: memoryview, size: int) -> None:
-        fh, offset, length, *_ = protocol.READ_IN.unpack_from(view, _IN)
-        data = self.core.read(self.core.node(nid), fh, offset, length)
+        _, offset, length, *_ = protocol.READ_IN.unpack_from(view, _IN)
+        data = self.core.read(self.core.node(nid), offset, length)
         try:
             os.writev(self.fd, (OUT_HEADER.pack(OUT_SIZE + len(data), 0, unique), data))
         except OSError as error:
@@ -673,35 +668,33 @@ class KernelTransport:
                 raise
 
     def _write(self, unique: int, nid: int, view: memoryview, size: int) -> None:
-        fh, offset, length, *_ = protocol.WRITE_IN.unpack_from(view, _IN)
+        _, offset, length, *_ = protocol.WRITE_IN.unpack_from(view, _IN)
         data = view[_IN + 40 : _IN + 40 + length]
-        count = self.core.write(self.core.node(nid), fh, offset, data)
+        count = self.core.write(self.core.node(nid), offset, data)
         self._send(protocol.WRITE_REPLY.pack(24, 0, unique, count, 0))
 
     def _fsync(self, unique: int, nid: int, view: memoryview, size: int) -> None:
-        fh, flags, _ = protocol.FSYNC_IN.unpack_from(view, _IN)
+        _, flags, _ = protocol.FSYNC_IN.unpack_from(view, _IN)
         data_only = bool(flags & protocol.FSYNC_FDATASYNC)
-        self.core.fsync(self.core.node(nid), fh, data_only=data_only)
+        self.core.fsync(self.core.node(nid), data_only=data_only)
         self._ok(unique, nid, view, size)
 
     def _fallocate(self, unique: int, nid: int, view: memoryview, size: int) -> None:
-        fh, offset, length, mode, _ = protocol.FALLOCATE_IN.unpack_from(view, _IN)
-        self.core.fallocate(self.core.node(nid), fh, mode, offset, length)
+        _, offset, length, mode, _ = protocol.FALLOCATE_IN.unpack_from(view, _IN)
+        self.core.fallocate(self.core.node(nid), mode, offset, length)
         self._ok(unique, nid, view, size)
 
     def _lseek(self, unique: int, nid: int, view: memoryview, size: int) -> None:
-        fh, offset, whence, _ = protocol.LSEEK_IN.unpack_from(view, _IN)
-        found = self.core.lseek(self.core.node(nid), fh, offset, whence)
+        _, offset, whence, _ = protocol.LSEEK_IN.unpack_from(view, _IN)
+        found = self.core.lseek(self.core.node(nid), offset, whence)
         self._send(protocol.LSEEK_REPLY.pack(24, 0, unique, found))
 
     def _copy_file_range(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         fields = protocol.COPY_FILE_RANGE_IN.unpack_from(view, _IN)
-        fh, offset, target, target_fh, target_offset, length, _ = fields
+        _, offset, target, _, target_offset, length, _ = fields
         core = self.core
         source = core.node(nid)
-        count = core.copy_range(
-            source, fh, offset, core.node(target), target_fh, target_offset, length
-        )
+        count = core.copy_range(source, offset, core.node(target), target_offset, length)
         self._send(protocol.WRITE_REPLY.pack(24, 0, unique, count, 0))
 
     # directories

@@ -1,0 +1,476 @@
+"""The portable transport: the same file system served through pyfuse3 and trio.
+
+It needs no privilege beyond a mounted descriptor and works on older kernels. It costs a context
+switch of trio's for every request, all data pass the server, and pages of template files are
+cached once for each mount. pyfuse3 knows no ioctl, fallocate, lseek, copy_file_range, statx and
+tmpfile: the kernel emulates them or says that they are not supported.
+
+The first exchange with the kernel (INIT) is ours: libfuse would not ask for all we need, and a
+server which replaces a killed one gets none. libfuse is shown an INIT of our making on a socket,
+whose place the real descriptor takes while libfuse handles it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import pyfuse3
+import trio
+
+from vzfs import protocol
+from vzfs.attributes import Change, is_host_root, keeps_setid
+from vzfs.inodes import Directory, File, Node
+from vzfs.listing import DOT, DOTDOT
+from vzfs.naming import Caller
+from vzfs.overlay import Job, Later
+from vzfs.protocol import OUT_HEADER, OUT_SIZE, Op
+
+if TYPE_CHECKING:
+    from vzfs.operations import Operations
+
+_Result = TypeVar("_Result")
+_FLAGS = (
+    protocol.ASYNC_READ
+    | protocol.ATOMIC_O_TRUNC
+    | protocol.BIG_WRITES
+    | protocol.DONT_MASK
+    | protocol.DO_READDIRPLUS
+    | protocol.PARALLEL_DIROPS
+    | protocol.POSIX_ACL
+    | protocol.MAX_PAGES
+    | protocol.CACHE_SYMLINKS
+    | protocol.EXPLICIT_INVAL_DATA
+    | protocol.ALLOW_IDMAP
+)
+#: The newest protocol libfuse 3.14 was written for.
+_MINOR = 36
+_MAX_WRITE = 1 << 20
+#: Marks a handle of an open for writing: node ids are below it.
+_WRITES = 1 << 63
+
+
+def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None]) -> None:
+    """Serve a /dev/fuse descriptor until it is unmounted; ``flags`` are 0 on a fresh mount."""
+    if not flags:
+        flags = _answer_init(fd)
+        on_init(flags)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.send(_own_init(flags & 0xFFFFFFFF & ~protocol.INIT_EXT))
+        handlers = Handlers(core, fd, theirs.fileno())
+        pyfuse3.init(handlers, f"/dev/fd/{theirs.fileno()}", {"default_permissions"})
+        try:
+            trio.run(handlers.serve)
+        finally:
+            pyfuse3.close(unmount=False)
+
+
+def _answer_init(fd: int) -> int:
+    """Agree with the kernel; returns the flags."""
+    request = os.read(fd, protocol.IN_SIZE + _MAX_WRITE)
+    _, op, unique, _ = protocol.IN_START.unpack_from(request)
+    if op != Op.INIT:
+        raise OSError(errno.EPROTO, "the first request is not INIT")
+    _, minor, readahead, low, high = protocol.INIT_IN.unpack_from(request, protocol.IN_SIZE)
+    offered = low | (high << 32 if low & protocol.INIT_EXT else 0)
+    flags: int = offered & (_FLAGS | protocol.INIT_EXT)
+    out = protocol.INIT_OUT.pack(
+        protocol.MAJOR,
+        min(minor, _MINOR),
+        readahead,
+        flags & 0xFFFFFFFF,
+        64,
+        48,
+        _MAX_WRITE,
+        1,
+        _MAX_WRITE // 4096,
+        0,
+        flags >> 32,
+        0,
+        0,
+    )
+    os.write(fd, OUT_HEADER.pack(OUT_SIZE + len(out), 0, unique) + out)
+    return flags
+
+
+def _own_init(flags: int) -> bytes:
+    """Return the INIT request libfuse is shown."""
+    body = protocol.INIT_IN.pack(protocol.MAJOR, _MINOR, 128 << 10, flags, 0) + bytes(44)
+    head = protocol.IN_HEADER.pack(protocol.IN_SIZE + len(body), Op.INIT, 1, 0, 0, 0, 0, 0)
+    return head + body
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+
+
+class Handlers(pyfuse3.Operations):
+    """pyfuse3's view of the file system. A handle is the node id, so it outlives a server."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(self, core: Operations, device: int, placeholder: int) -> None:
+        """Serve ``core``; ``placeholder`` is the descriptor ``device`` shall take over."""
+        super().__init__()
+        self.core = core
+        self._device = device
+        self._placeholder = placeholder
+        self._waiting: dict[Job, trio.Event] = {}
+
+    def init(self) -> None:
+        """Put the real descriptor in place: called while libfuse handles our INIT.
+
+        The answer it then writes names a request the kernel never made and is ignored there.
+        """
+        os.dup2(self._device, self._placeholder, inheritable=False)
+
+    async def serve(self) -> None:
+        """Run until the file system is unmounted."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tick)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(1)
+            if self.core.written:
+                self.core.tick()
+
+    async def _do(self, function: Callable[..., _Result], *arguments: Any, **named: Any) -> _Result:
+        """Run an operation, again after the job it has to wait for."""
+        while True:
+            try:
+                result = function(*arguments, **named)
+                self.core.trim()
+                return result
+            except OSError as error:
+                _fail(error)
+            except Later as later:
+                try:
+                    await self._wait(later.job)
+                except OSError as error:
+                    _fail(error)
+
+    async def _wait(self, job: Job) -> None:
+        event = self._waiting.get(job)
+        if event is None:
+            event = self._waiting[job] = trio.Event()
+            await trio.to_thread.run_sync(job.run)
+            try:
+                job.finish()
+            except OSError as error:
+                job.error = job.error or error
+            del self._waiting[job]
+            event.set()
+        else:
+            await event.wait()
+        if job.error is not None:
+            raise job.error
+
+    def _entry(self, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
+        shown = self.core.attributes(node, st)
+        entry = pyfuse3.EntryAttributes()
+        # pyfuse3 knows one number for both: st_ino is the node id.
+        entry.st_ino = node.nid
+        entry.generation = 0
+        entry.entry_timeout = entry.attr_timeout = self.core.options.timeout_s
+        entry.st_size, entry.st_blocks = shown[1], shown[2]
+        entry.st_atime_ns = shown[3] * 10**9 + shown[6]
+        entry.st_mtime_ns = shown[4] * 10**9 + shown[7]
+        entry.st_ctime_ns = shown[5] * 10**9 + shown[8]
+        entry.st_mode, entry.st_nlink = shown[9], shown[10]
+        entry.st_uid, entry.st_gid, entry.st_rdev = shown[11], shown[12], shown[13]
+        entry.st_blksize = shown[14]
+        return entry
+
+    def _given(self, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
+        """Return an entry the kernel takes a reference to."""
+        entry = self._entry(node, st)
+        node.lookups += 1
+        return entry
+
+    @staticmethod
+    def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+        return Caller(ctx.uid & 0xFFFFFFFF, ctx.gid & 0xFFFFFFFF, ctx.umask, ctx.pid)
+
+    # names
+
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Look a name up; what is not there is remembered by the kernel as well."""
+
+        def find() -> pyfuse3.EntryAttributes:
+            try:
+                return self._given(*self.core.lookup(self.core.directory(parent), name))
+            except FileNotFoundError:
+                absent = pyfuse3.EntryAttributes()
+                absent.st_ino = 0
+                absent.entry_timeout = self.core.options.timeout_s
+                return absent
+
+        return await self._do(find)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Drop references."""
+        for nid, count in inode_list:
+            self.core.forget(nid, count)
+
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Create a special file."""
+        core = self.core
+        return await self._do(
+            lambda: self._given(
+                *core.mknod(core.directory(parent), name, mode, rdev, self._caller(ctx))
+            )
+        )
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Create a directory."""
+        core = self.core
+        return await self._do(
+            lambda: self._given(
+                *core.mkdir(core.directory(parent), name, stat.S_IMODE(mode), self._caller(ctx))
+            )
+        )
+
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Create a symbolic link."""
+        core = self.core
+        return await self._do(
+            lambda: self._given(
+                *core.symlink(core.directory(parent), name, target, self._caller(ctx))
+            )
+        )
+
+    async def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Give a file another name."""
+        core = self.core
+        return await self._do(
+            lambda: self._given(*core.link(core.node(inode), core.directory(new_parent), new_name))
+        )
+
+    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Remove a name."""
+        await self._do(lambda: self.core.unlink(self.core.directory(parent), name))
+
+    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Remove a directory."""
+        await self._do(lambda: self.core.rmdir(self.core.directory(parent), name))
+
+    async def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any
+    ) -> None:
+        """Move a name."""
+        core = self.core
+        await self._do(
+            lambda: core.rename(
+                core.directory(parent), name, core.directory(new_parent), new_name, flags
+            )
+        )
+
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        """Return the target of a symbolic link."""
+        return await self._do(lambda: self.core.readlink(self.core.node(inode)))
+
+    # attributes
+
+    async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Return attributes."""
+
+        def find() -> pyfuse3.EntryAttributes:
+            node = self.core.node(inode)
+            return self._entry(node, self.core.stat(node))
+
+        return await self._do(find)
+
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: Any,
+    ) -> pyfuse3.EntryAttributes:
+        """Change attributes."""
+        valid = 0
+        for wanted, bit in (
+            (fields.update_mode, protocol.FATTR_MODE),
+            (fields.update_uid, protocol.FATTR_UID),
+            (fields.update_gid, protocol.FATTR_GID),
+            (fields.update_size, protocol.FATTR_SIZE),
+            (fields.update_atime, protocol.FATTR_ATIME),
+            (fields.update_mtime, protocol.FATTR_MTIME),
+        ):
+            if wanted:
+                valid |= bit
+        change = Change(
+            valid,
+            attr.st_mode,
+            attr.st_uid,
+            attr.st_gid,
+            attr.st_size,
+            attr.st_atime_ns,
+            attr.st_mtime_ns,
+        )
+
+        def apply() -> pyfuse3.EntryAttributes:
+            node = self.core.node(inode)
+            return self._entry(node, self.core.setattr(node, change, self._caller(ctx)))
+
+        return await self._do(apply)
+
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        """Return the figures of the file system."""
+        real = await self._do(self.core.statfs)
+        out = pyfuse3.StatvfsData()
+        for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail"):
+            setattr(out, "f_" + name, getattr(real, "f_" + name))
+        out.f_namemax = 255
+        return out
+
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        """Return an extended attribute."""
+        return await self._do(lambda: self.core.getxattr(self.core.node(inode), name))
+
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
+        """Return the names of the extended attributes."""
+        names = await self._do(
+            lambda: self.core.listxattr(self.core.node(inode), self._caller(ctx))
+        )
+        return names.split(b"\0")[:-1]
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        """Set an extended attribute (pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE)."""
+        caller = self._caller(ctx)
+
+        def apply() -> None:
+            node = self.core.node(inode)
+            self.core.setxattr(node, name, value, 0, False)
+            st = self.core.stat(node)
+            # Without SETXATTR_EXT the kernel cannot say that setgid must go with an ACL.
+            if (
+                name == b"system.posix_acl_access"
+                and st.st_mode & stat.S_ISGID
+                and not keeps_setid(caller)
+                and not is_host_root(caller)
+                and caller.gid != st.st_gid
+            ):
+                self.core.setattr(
+                    node, Change(protocol.FATTR_MODE, st.st_mode & ~stat.S_ISGID), caller
+                )
+
+        await self._do(apply)
+
+    async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+        """Remove an extended attribute."""
+        await self._do(lambda: self.core.removexattr(self.core.node(inode), name))
+
+    # files
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        """Open a file."""
+
+        def ready() -> pyfuse3.FileInfo:
+            node = self.core.prepare_open(self.core.node(inode), flags, self._caller(ctx))
+            return self._opened(node, flags)
+
+        return await self._do(ready)
+
+    def _opened(self, node: File, flags: int) -> pyfuse3.FileInfo:
+        self.core.opened(node, flags)
+        writes = _WRITES if flags & os.O_ACCMODE != os.O_RDONLY else 0
+        return pyfuse3.FileInfo(fh=node.nid | writes, keep_cache=True)
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Create and open a file."""
+        core = self.core
+
+        def make() -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+            node, st, fd = core.create(
+                core.directory(parent), name, stat.S_IMODE(mode), self._caller(ctx)
+            )
+            os.close(fd)
+            return self._opened(node, flags), self._given(node, st)
+
+        return await self._do(make)
+
+    def _node(self, fh: int) -> Node:
+        return self.core.node(fh & ~_WRITES)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Return bytes."""
+        return await self._do(lambda: self.core.read(self._node(fh), off, size))
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write bytes."""
+        return await self._do(lambda: self.core.write(self._node(fh), off, buf))
+
+    async def flush(self, fh: int) -> None:
+        """Say that closing needs nothing of us; the kernel then stops asking."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    async def release(self, fh: int) -> None:
+        """Close a file."""
+        node = self.core.table.nodes.get(fh & ~_WRITES)
+        if isinstance(node, File):
+            flags = os.O_WRONLY if fh & _WRITES else os.O_RDONLY
+            await self._do(lambda: self.core.closed(node, flags))
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Make a file durable."""
+        await self._do(lambda: self.core.fsync(self._node(fh), data_only=bool(datasync)))
+
+    # directories
+
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        """Open a directory: nothing to remember, positions mean the same for everybody."""
+        return inode
+
+    async def releasedir(self, fh: int) -> None:
+        """Close a directory."""
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Make a directory durable."""
+        await self._do(lambda: self.core.fsync(self._node(fh), data_only=bool(datasync)))
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Report entries after a position."""
+        await self._do(lambda: self._report(self.core.directory(fh), start_id, token))
+
+    def _report(self, directory: Directory, start: int, token: pyfuse3.ReaddirToken) -> None:
+        core = self.core
+        for position, name in ((DOT, b"."), (DOTDOT, b"..")):
+            if start < position:
+                shown = directory if name == b"." else directory.parent or directory
+                entry = self._entry(shown, core.stat(shown))
+                # An entry without node id takes no reference; the number is shown all the same.
+                if not pyfuse3.readdir_reply(token, name, entry, position):
+                    return
+        listing, number = core.position(directory, start)
+        for at in range(number, len(listing.names)):
+            try:
+                node, st = core.lookup(directory, listing.names[at])
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EIO):
+                    continue
+                raise
+            entry = self._entry(node, st)
+            if not pyfuse3.readdir_reply(token, listing.names[at], entry, listing.cookies[at]):
+                core.discard(node)
+                return
+            node.lookups += 1
