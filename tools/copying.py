@@ -77,7 +77,7 @@ def clone(
                     frozen.callback(source.thaw)
                 copy_tree(origin, target)
             _forget_suspension(target)
-            template_create.new_identity(target)
+            template_create.new_identity(paths, target)
             with locks.registry(paths):
                 if name:
                     registry.claim_name(paths, ctid, name)
