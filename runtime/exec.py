@@ -12,8 +12,8 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -149,10 +149,27 @@ def _outcome(channel: socket.socket, pid: int) -> Started:
         raise SystemFailure(f"cannot {stage}: {os.strerror(number)}")
 
 
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Hold back the signals that ``wait`` passes on, so that none is lost before there is whom to.
+
+    A signal that came meanwhile is delivered when ``wait`` has its handlers, or at the end of the
+    block.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def wait(
     started: Started, *, before: Callable[[], None] | None = None, ignore: Sequence[int] = ()
 ) -> int:
-    """Wait for a command and pass signals on to it; return its status, 128+N for signal N."""
+    """Wait for a command and pass signals on to it; return its status, 128+N for signal N.
+
+    When this process unwinds instead (its own caller is gone), the command gets SIGHUP.
+    """
 
     def forward(number: int, _frame: object) -> None:
         with suppress(ProcessLookupError):
@@ -167,10 +184,14 @@ def wait(
         for number in _FORWARDED:
             if number not in ignore:
                 old[number] = signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     try:
         if before is not None:
             before()
         _pid, status = os.waitpid(started.pid, 0)
+    except BaseException:
+        forward(signal.SIGHUP, None)
+        raise
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -223,6 +244,8 @@ def _child(
             for target, fd in enumerate(command.stdio):
                 os.dup2(fd, target, inheritable=True)
         _arrange(channel, command.script_fd)
+        # The command follows its caller, however that ends; kept over exec (prctl(2)).
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGHUP)
         stage, what = "execute", command.argv[0]
         _execute(command, environment)
     except KeyError:

@@ -20,7 +20,7 @@ def test_a_container_lives_from_create_to_destroy(system):
         "--hostname", "web1.example.com", "--force",
     )  # fmt: skip
     assert out.splitlines() == [
-        "Creating Container private area (busybox)",
+        "Creating Container private area (busybox-1-x86_64)",
         "Performing postcreate actions",
         f"CT configuration saved to {system.paths.ct_conf(101)}",
         "Container private area was created",
@@ -201,7 +201,7 @@ def test_the_server_starts_what_is_to_start_in_order(system):
     for ctid, order in ((101, 1), (102, 9), (103, 5)):
         system.create(ctid, "busybox", "--onboot", "yes")
         system.ok("vzctl", "set", ctid, "--bootorder", order, "--save")
-    system.create(104)
+    system.create(104, "busybox", "--onboot", "no")
     system.paths.global_config.write_text('VE_PARALLEL="1"\n')
     out = system.ok("vz", "start")
     assert out.splitlines()[-1] == "3 containers started"
