@@ -14,7 +14,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from runtime import caps, init, mounts, namespaces, rootfs, syscalls
+from runtime import caps, init, mounts, namespaces, procview, rootfs, syscalls
 
 if TYPE_CHECKING:
     from runtime.cgroups import Entrance
@@ -31,7 +31,8 @@ def first_process(
 ) -> NoReturn:
     """Become the init of ``plan``; never returns.
 
-    Protocol: ``G`` with the tree's detached mount and the bind mounts' (ids are mapped now) →
+    Protocol: ``G`` with the detached mounts of the tree, of bind mounts and of the container's own
+    /proc files (ids are mapped now) →
     ``C`` with the consoles' masters → ``X`` (network is there) → end of file when init executes.
     """
     stage = "joining its control groups"
@@ -40,7 +41,8 @@ def first_process(
         entrance.enter()
         stage = "making its namespaces"
         _word, fds, _flags, _address = socket.recv_fds(channel, 1, 64)
-        root, *binds = fds
+        root, *others = fds
+        binds, files = others[: len(plan.view.binds)], others[len(plan.view.binds) :]
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         # Reached as the host's root, which owns the way there: the container's may not search it.
@@ -49,6 +51,7 @@ def first_process(
             stage = "mounting its tree"
             syscalls.move_mount(root, target)
         consoles = rootfs.build(root, plan.view, binds)
+        procview.attach(root, dict(zip(procview.TARGETS.values(), files, strict=False)))
         mounts.pivot(root)
         stage = "configuring its namespaces"
         if plan.hostname:

@@ -19,7 +19,9 @@ from runtime import (
     control,
     mounts,
     privatearea,
+    procview,
     reports,
+    resources_inside,
     state,
     supervisor,
     syscalls,
@@ -140,6 +142,8 @@ class Container:
         if run is not None:
             teardown.end_process(run.server)
         group.kill()
+        procview.unmount(self.paths, self.ctid)
+        resources_inside.forget_view(self.paths, self.ctid)
         teardown.network(self.paths, self.ctid, self.config)
         teardown.unmount(self.target)
         group.destroy()
@@ -203,9 +207,7 @@ class Container:
             return
         self._launch(plans.make(self.paths, self.record, self.config), run=False)
 
-    def _launch(
-        self, plan: plans.Plan, *, run: bool, follow: bool = False
-    ) -> list[dict[str, Any]]:
+    def _launch(self, plan: plans.Plan, *, run: bool, follow: bool = False) -> list[dict[str, Any]]:
         """Fork the supervisor and wait for its report; return the lines after the first.
 
         Not with ``follow``, which waits until the supervisor ends.
@@ -418,12 +420,13 @@ class Container:
     def _run_command(self, command: Command) -> int:
         if self.cgroup.is_frozen():
             raise SystemFailure("the container is paused", hint="pctl resume")
-        try:
-            started = self._spawn(command)
-        except exec_module.Failed as error:
-            print(error, file=sys.stderr)
-            return error.status
-        return exec_module.wait(started)
+        with exec_module.held_signals():
+            try:
+                started = self._spawn(command)
+            except exec_module.Failed as error:
+                print(error, file=sys.stderr)
+                return error.status
+            return exec_module.wait(started)
 
     def _spawn(self, command: Command) -> exec_module.Started:
         return exec_module.spawn(self.paths, self.ctid, self.config.get("CAPABILITY"), command)

@@ -50,9 +50,18 @@ class Source:
 
     paths: Paths
     ctid: int
-    #: CLOCK_BOOTTIME and CLOCK_REALTIME of its start, in seconds.
-    started_boottime_s: float
-    started_s: float
+    #: CLOCK_BOOTTIME (of whoever made this) and CLOCK_REALTIME of its start, in seconds.
+    boottime_s: float
+    realtime_s: float
+
+    @classmethod
+    def starting(cls, paths: Paths, ctid: int) -> Source:
+        """Return the source for a container that starts now."""
+        return cls(paths, ctid, time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+    def up_s(self) -> float:
+        """Return for how long it has run, in seconds; only who made this may ask."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.boottime_s
 
 
 def directory(paths: Paths, ctid: int) -> str:
@@ -129,9 +138,14 @@ def attach(root_fd: int, files: Mapping[str, int]) -> None:
                 move_mount(fd, place)
 
 
-def serve(fd: int, source: Source) -> None:
-    """Answer requests until the view is unmounted everywhere; for a process of its own."""
-    Server(fd, View(source.paths, source.ctid, source.started_boottime_s, source.started_s)).run()
+def serve(fd: int, source: Source, up_s: float) -> None:
+    """Answer requests until the view is unmounted everywhere; for a process of its own.
+
+    ``up_s`` is for how long the container had run when this process was forked: its own clock may
+    have another beginning (time_namespaces(7)).
+    """
+    started = time.clock_gettime(time.CLOCK_BOOTTIME) - up_s
+    Server(fd, View(source.paths, source.ctid, started, source.realtime_s)).run()
 
 
 class Server:
@@ -286,8 +300,3 @@ class Server:
                 break
             out += entry
         return out
-
-
-def start_clocks() -> tuple[float, float]:
-    """Return CLOCK_BOOTTIME and CLOCK_REALTIME, in seconds: when a container that starts did."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()

@@ -63,8 +63,9 @@ def limits(config: Config, private: Path | None = None) -> Limits:
 def apply_start(cgroup: Cgroup, config: Config, private: Path, warn: Callable[[str], None]) -> None:
     """Limit a new cgroup before anything runs in it.
 
-    A limit that is asked for and cannot be enforced raises NoKernelSupport naming the controller,
-    or what the kernel's refusal is; a priority that no I/O scheduler honours is only warned of.
+    What is not limited asks for no controller. A limit that cannot be enforced raises
+    NoKernelSupport naming the controller, or what the kernel's refusal is; a priority that no I/O
+    scheduler honours is only warned of.
     """
     for part in (
         cpu_limits(config, config.ctid, always=False),
@@ -79,10 +80,10 @@ def apply_start(cgroup: Cgroup, config: Config, private: Path, warn: Callable[[s
         io_device=io.io_device,
     )
     cgroup.set(rates)
-    try:
-        cgroup.set(Limits(io_weight=io.io_weight))
-    except NoKernelSupport as error:
-        if io.io_weight != IO_WEIGHTS[4]:
+    if io.io_weight != IO_WEIGHTS[4]:
+        try:
+            cgroup.set(Limits(io_weight=io.io_weight))
+        except NoKernelSupport as error:
             warn(f"the I/O priority has no effect: {error.message}")
 
 

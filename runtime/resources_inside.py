@@ -65,32 +65,64 @@ def inside(config: Mapping[str, str]) -> Inside:
 
 def apply(ct: Container, before: Config, after: Config) -> None:
     """Let the processes of a running container follow; raises ResourcesFailed."""
-    old, new = inside(before).rlimits, inside(after).rlimits
-    changed = {which for which in old.keys() | new.keys() if old.get(which) != new.get(which)}
+    old, new = inside(before), inside(after)
+    changed = {
+        which
+        for which in old.rlimits.keys() | new.rlimits.keys()
+        if old.rlimits.get(which) != new.rlimits.get(which)
+    }
     if changed:
         from runtime.figures import Figures
 
         for pid in Figures(ct.paths.tag, ct.ctid).pids():
             for which in changed:
-                _set(pid, which, new.get(which))
+                _set(pid, which, new.rlimits.get(which))
+    if old.shared_pages != new.shared_pages:
+        _share(ct.init_pid, new.shared_pages or _SHMALL)
     tell_view(ct, after)
 
 
 def _set(pid: int, which: int, value: int | None) -> None:
-    """Set one limit of one process; a lifted one becomes what this process has itself."""
-    if value is None:
-        value = resource.getrlimit(which)[1]
+    """Set one limit of one process; a lifted one becomes what this process has itself.
+
+    Without CAP_SYS_RESOURCE a limit that is already lower stays.
+    """
+    most = resource.getrlimit(which)[1]
+    if value is None or (most != resource.RLIM_INFINITY and value > most):
+        value = most
     try:
-        now = resource.prlimit(pid, which)[1]
-        # A limit beyond the kernel's own (fs.nr_open) is as good as that one.
-        if which == resource.RLIMIT_NOFILE and value > 1 << 20:
-            value = max(now, 1 << 20)
         resource.prlimit(pid, which, (value, value))
     except ProcessLookupError:
         return
     except (OSError, ValueError) as error:
         raise ResourcesFailed(f"the kernel refuses a limit of process {pid}: {error}") from error
 
+
+def _share(pid: int, count: int | None) -> None:
+    """Set how many pages of System V shared memory the IPC namespace of ``pid`` may have."""
+    if count is None:
+        return
+    from runtime import syscalls
+
+    pidfd = os.pidfd_open(pid)
+    child = os.fork()
+    if child == 0:
+        # The file is that of the namespace its writer is in (ipc_namespaces(7)).
+        try:
+            syscalls.setns(pidfd, syscalls.CLONE_NEWIPC)
+            fd = os.open("/proc/sys/kernel/shmall", os.O_WRONLY)
+            os.write(fd, str(count).encode())
+        except OSError as error:
+            os._exit(error.errno or 1)
+        os._exit(0)
+    os.close(pidfd)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        raise ResourcesFailed(f"the limit of shared memory cannot be set: {os.strerror(code)}")
+
+
+#: What kernel.shmall is where nobody set it (include/uapi/linux/shm.h): practically no limit.
+_SHMALL = 2**64 - 2**24 - 1
 
 #: Keys of the configuration that decide what /proc looks like inside.
 VIEW_KEYS = (

@@ -35,7 +35,9 @@ from runtime import (
     init,
     mounts,
     namespaces,
+    procview,
     resources,
+    resources_inside,
     seccomp,
     state,
     syscalls,
@@ -118,6 +120,9 @@ class Supervisor:
         self.fuse_fd = -1
         self.server = 0
         self.init = 0
+        self.view_fd = -1
+        self.view = 0
+        self.view_source: procview.Source
         self.state: RunState
         #: A command is stopping it: no restart; afterwards unmount or not.
         self.stopping = False
@@ -312,7 +317,9 @@ class Supervisor:
         chosen = self._choose_init(plan)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         entrance = self.cgroup.entrance()
+        self.view_source = procview.Source.starting(plan.paths, plan.ctid)
         namespaces.new_time_for_children()
+        self._show_view(plan)
         with ours:
             try:
                 pid = namespaces.fork(namespaces.OF_INIT, cgroup_fd=entrance.v2_fd)
@@ -337,6 +344,59 @@ class Supervisor:
             self._bring_up(ours, pid, plan, ids)
         self._save(phase=Phase.RUNNING)
 
+    # its own /proc
+
+    def _show_view(self, plan: Plan) -> None:
+        """Mount and serve what it sees of /proc; without that it sees the server's figures."""
+        try:
+            resources_inside.write_view(plan.paths, plan.config)
+            self.view_fd = procview.mount(plan.paths, plan.ctid)
+        except OSError as error:
+            self._warn(f"/proc inside shows the server: {error.strerror}")
+            return
+        self._serve_view()
+
+    def _serve_view(self) -> None:
+        self.view = os.fork()
+        if self.view:
+            return
+        status = 1
+        try:
+            up_s = self.view_source.up_s()
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            syscalls.set_name(f"procview-{self.plan.ctid}")
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+            fd = os.dup2(self.view_fd, 3)
+            syscalls.close_range(4)
+            procview.serve(fd, self.view_source, up_s)
+            status = 0
+        except BaseException:
+            self.log.write(f"procview: {traceback.format_exc()}", ctid=self.plan.ctid)
+        finally:
+            os._exit(status)
+
+    def _view_ended(self, status: int) -> None:
+        """Serve the view again after its server died; its readers only waited."""
+        self.view = 0
+        if self.view_fd >= 0 and os.waitstatus_to_exitcode(status) != 0:
+            self.log.write(
+                "what serves /proc inside died and is started again", ctid=self.plan.ctid
+            )
+            self._serve_view()
+
+    def _hide_view(self) -> None:
+        """Unmount the view and end its server; idempotent."""
+        procview.unmount(self.plan.paths, self.plan.ctid)
+        resources_inside.forget_view(self.plan.paths, self.plan.ctid)
+        if self.view_fd >= 0:
+            os.close(self.view_fd)
+            self.view_fd = -1
+        if self.view:
+            teardown.wait_or_kill(self.view)
+            self.view = 0
+
     def _choose_init(self, plan: Plan) -> init.Init:
         if plan.init is not None:
             return plan.init
@@ -355,6 +415,10 @@ class Supervisor:
             for source in plan.binds:
                 fds.append(_bind(source, userns))
                 closing.callback(os.close, fds[-1])
+            if self.view:
+                for fd in procview.bindings(plan.paths, plan.ctid).values():
+                    fds.append(fd)
+                    closing.callback(os.close, fd)
             socket.send_fds(channel, [boot.GO], fds)
         if plan.wants_network:
             from runtime.net import attach
@@ -398,6 +462,7 @@ class Supervisor:
                 os.waitpid(self.init, 0)
             self.init = 0
         self.consoles.replace([])
+        self._hide_view()
         teardown.network(self.plan.paths, self.plan.ctid, self.plan.config)
         self.cgroup.destroy()
 
@@ -457,6 +522,8 @@ class Supervisor:
                 return
             if pid == self.server:
                 self._server_ended(status)
+            elif pid == self.view:
+                self._view_ended(status)
             elif pid == self.init:
                 self.init = 0
                 self._init_ended(os.waitstatus_to_exitcode(status))
