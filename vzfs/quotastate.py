@@ -18,6 +18,7 @@ from vzfs.quotalayout import (
     F_UGID,
     GROUP,
     USER,
+    W_BUSY,
     W_EXCEEDED,
     W_GENERATION,
     W_OBJECTS,
@@ -115,17 +116,7 @@ def snapshot(path: Path, *, exact: bool = True, sync: bool = False) -> Snapshot:
 
 def _snapshot(file: QuotaFile, *, exact: bool) -> Snapshot:
     live = file.live
-    records = file.records() if file.flags & F_UGID or live[W_OBJECTS] else []
-    usage = file.usage()
-    if exact and file.flags & F_ATTACHED and file.same_boot:
-        from vzfs.accounting import outstanding
-
-        by_owner = {(record.kind, record.ident): record.usage for record in records}
-        for uid, gid, blocks in outstanding(file):
-            usage.blocks += blocks
-            for key in ((USER, uid), (GROUP, gid)):
-                if key in by_owner:
-                    by_owner[key].blocks += blocks
+    usage, records = _at_rest(file, exact=exact and bool(file.flags & F_ATTACHED))
     limits = file.limits()
     _show_grace(usage, limits, limits.block_expire, limits.inode_expire, limits.changed)
     for record in records:
@@ -153,6 +144,38 @@ def _snapshot(file: QuotaFile, *, exact: bool) -> Snapshot:
         scanned=live[W_SCANNED],
         scan_us=live[W_SCAN_US],
     )
+
+
+def _at_rest(file: QuotaFile, *, exact: bool) -> tuple[Usage, list[Record]]:
+    """Return usage and records between two operations of a server.
+
+    ``exact`` adds what has changed unseen. A server that is never at rest for 50 ms (a copy of a
+    big file going on) is read as it is.
+    """
+    live = file.live
+    deadline = time.monotonic() + 0.05
+    while True:
+        before = live[W_BUSY], file.usage()
+        records = file.records() if file.flags & F_UGID or live[W_OBJECTS] else []
+        usage = file.usage()
+        if exact and file.same_boot:
+            _add_outstanding(file, usage, records)
+        if before == (0, file.usage()) and not live[W_BUSY]:
+            return usage, records
+        if time.monotonic() > deadline:
+            return usage, records
+        time.sleep(0.0005)
+
+
+def _add_outstanding(file: QuotaFile, usage: Usage, records: list[Record]) -> None:
+    from vzfs.accounting import outstanding
+
+    by_owner = {(record.kind, record.ident): record.usage for record in records}
+    for uid, gid, blocks in outstanding(file):
+        usage.blocks += blocks
+        for key in ((USER, uid), (GROUP, gid)):
+            if key in by_owner:
+                by_owner[key].blocks += blocks
 
 
 def _show_grace(
