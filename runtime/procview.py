@@ -39,8 +39,9 @@ _NAMES = tuple(TARGETS)
 #: Node id 1 is the directory, 2… are the files.
 _FIRST = 2
 _BUFFER = 64 << 10
-#: Names and attributes never change: the kernel may keep them for good.
+#: Names never change: the kernel may keep them for good.
 _VALID_S = 1 << 30
+_PAGE = 4096
 _READ_ONLY = errno.EROFS
 
 
@@ -159,18 +160,8 @@ class Server:
         #: Open file → what is left of a content that did not fit into one read.
         self._kept: dict[int, bytes] = {}
         self._handles = 0
-        now = int(view.started_s)
-        self._attributes = [
-            self._attribute(protocol.ROOT_ID, stat.S_IFDIR | 0o555, now),
-            *(
-                self._attribute(_FIRST + index, stat.S_IFREG | 0o444, now)
-                for index in range(len(_NAMES))
-            ),
-        ]
-
-    @staticmethod
-    def _attribute(node: int, mode: int, when: int) -> tuple[int, ...]:
-        return (node, 0, 0, when, when, when, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+        self._when = int(view.started_s)
+        self._sizes = [_PAGE] * len(_NAMES)
 
     def run(self) -> None:
         """Serve until the kernel ends the connection."""
@@ -224,7 +215,9 @@ class Server:
         if op == Op.LOOKUP:
             return self._lookup(node, bytes(request[at : size - 1]).decode("ascii", "replace"))
         if op == Op.GETATTR:
-            return struct.pack("<QII", _VALID_S, 0, 0) + protocol.ATTR.pack(*self._node(node))
+            # Out of date at once: the kernel asks before each open and learns the size anew.
+            valid_s = _VALID_S if node == protocol.ROOT_ID else 0
+            return struct.pack("<QII", valid_s, 0, 0) + protocol.ATTR.pack(*self._node(node))
         if op in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
             return None
         if op == Op.INIT:
@@ -265,16 +258,25 @@ class Server:
         )
 
     def _node(self, node: int) -> tuple[int, ...]:
-        try:
-            return self._attributes[node - 1]
-        except IndexError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        """Return struct fuse_attr of a node; raises OSError.
+
+        The size of a file is more than its content: sendfile(2) and splice(2) look at it before
+        they read (busybox's cat does), and the kernel corrects it after a short read.
+        """
+        if node == protocol.ROOT_ID:
+            mode, size = stat.S_IFDIR | 0o555, 0
+        elif _FIRST <= node < _FIRST + len(_NAMES):
+            mode, size = stat.S_IFREG | 0o444, self._sizes[node - _FIRST]
+        else:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        when = self._when
+        return (node, size, 0, when, when, when, 0, 0, 0, mode, 1, 0, 0, 0, _PAGE, 0)
 
     def _lookup(self, parent: int, name: str) -> bytes:
         if parent != protocol.ROOT_ID or name not in TARGETS:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         node = _FIRST + _NAMES.index(name)
-        return protocol.ENTRY_OUT.pack(node, 0, _VALID_S, _VALID_S, 0, 0, *self._node(node))
+        return protocol.ENTRY_OUT.pack(node, 0, _VALID_S, 0, 0, 0, *self._node(node))
 
     def _read(self, node: int, handle: int, offset: int, count: int) -> bytes:
         if not _FIRST <= node < _FIRST + len(_NAMES):
@@ -283,6 +285,8 @@ class Server:
         content = self._kept.get(handle) if offset else None
         if content is None:
             content = self._make[node - _FIRST]()
+            # Room for more processors or digits at the next reading.
+            self._sizes[node - _FIRST] = (len(content) // _PAGE + 1) * _PAGE
         out = content[offset : offset + count]
         # After the end only the end is asked for.
         self._kept[handle] = content if offset + count < len(content) else b""

@@ -357,12 +357,13 @@ class Supervisor:
         self._serve_view()
 
     def _serve_view(self) -> None:
+        # Asked here: a child's clock may begin with the container.
+        up_s = self.view_source.up_s()
         self.view = os.fork()
         if self.view:
             return
         status = 1
         try:
-            up_s = self.view_source.up_s()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
