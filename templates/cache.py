@@ -107,7 +107,7 @@ def _build(paths: Paths, template: Template, build: Builder, progress: Progress)
         adopted = Store(template.area).adopt(tree, progress)
         packages.link_packages(tree, template.place)
         files.replace(groups_file(place / ident), json.dumps(adopted.groups).encode())
-        init = template.recipe.text("init") or inspection.init_of(tree)
+        init, halt_signal = inspection.init_of(tree)
         installed = inspection.packages_of(tree)
     return Cache(
         tree=str(template.parts.place / "tree" / ident),
@@ -115,7 +115,7 @@ def _build(paths: Paths, template: Template, build: Builder, progress: Progress)
         created_s=time.time(),
         distribution=template.recipe.distribution or template.parts.short,
         init=init,
-        halt_signal=int(inspection.HALT_SIGNALS[init]),
+        halt_signal=halt_signal,
         cgroup_view=template.recipe.text("cgroup", "v2"),
         packages=installed,
         figures={
@@ -194,17 +194,18 @@ def trees(area: Path) -> list[str]:
     )
 
 
-def collect(paths: Paths, *, keep_old: bool = True) -> list[str]:
+def collect(paths: Paths, *, keep_old: bool = True, test: bool = False) -> list[str]:
     """Remove trees no cache and no container uses, then what the store holds for nobody.
 
-    ``keep_old=False`` gives up the ``-old`` caches too. Returns the trees removed. A template
-    being built now is left alone.
+    ``keep_old=False`` gives up the ``-old`` caches too. Returns the trees removed (``test``:
+    those that would be). A template being built now is left alone.
     """
     area = paths.template
     used = set(users.trees_in_use(paths))
     for file in (area / "cache").glob("*.json"):
         if not keep_old and file.stem.endswith("-old"):
-            files.remove(file)
+            if not test:
+                files.remove(file)
             continue
         with open(file, "rb") as opened:
             used.add(json.load(opened)["tree"])
@@ -212,11 +213,12 @@ def collect(paths: Paths, *, keep_old: bool = True) -> list[str]:
     for tree in trees(area):
         if tree in used or _being_made(area, tree):
             continue
-        files.remove(groups_file(area / tree))
-        files.remove_tree(area / tree)
         removed.append(tree)
-    if removed:
-        Store(area).sweep()
+        if not test:
+            files.remove(groups_file(area / tree))
+            files.remove_tree(area / tree)
+    if removed and not test:
+        Store(area).sweep(users.linked(paths))
     return removed
 
 

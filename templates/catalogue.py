@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Cache:
     #: When it was built, in seconds since the epoch.
     created_s: float
     distribution: str
-    #: "systemd", "sysvinit", "openrc", "busybox" or "none".
+    #: "systemd", "sysvinit", "openrc", "busybox", "other", or "own" where it has none.
     init: str
     #: The signal that makes the init halt the container.
     halt_signal: int
@@ -179,6 +180,9 @@ def _means(short: str, name: Name) -> bool:
 def _suggestion(area: Path, wanted: str) -> str:
     import difflib
 
+    with suppress(TemplateNotFound):
+        return f"vzpkg install template {shipped_name(wanted)}"
+
     known = [str(name) for name in installed(area)]
     near = difflib.get_close_matches(wanted, known, 3, 0.5)
     return f"did you mean {', '.join(near)}?" if near else "vzpkg list -O shows the templates"
@@ -229,6 +233,21 @@ def shipped() -> dict[str, Path]:
     return found
 
 
+def shipped_name(short: str) -> str:
+    """Return the full name of the shipped template ``short`` means; raises TemplateNotFound."""
+    every_name = [name for name in map(names.parse, shipped()) if name is not None]
+    for fitting in (
+        [name for name in every_name if str(name) == short],
+        [name for name in every_name if _means(short, name)],
+    ):
+        if len(fitting) == 1:
+            return str(fitting[0])
+    raise TemplateNotFound(
+        f"template {short} is not among those that come with the product",
+        hint="vzpkg list --available shows those that do",
+    )
+
+
 def install_shipped(area: Path) -> None:
     """Copy into the area the shipped definitions it has never had, and newer ones of unchanged.
 
@@ -254,13 +273,9 @@ def install(area: Path, name: str) -> None:
 
     Raises TemplateNotFound.
     """
-    source = shipped().get(name)
-    parts = names.parse(name)
-    if source is None or parts is None:
-        raise TemplateNotFound(
-            f"template {name} is not among those that come with the product",
-            hint="vzpkg list --available shows those that do",
-        )
+    full = shipped_name(name)
+    source, parts = shipped()[full], names.parse(full)
+    assert parts is not None
     target = area / parts.place / "config"
     for directory in _configurations(source):
         place = target / directory.relative_to(source)

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime import init
 from vzfs import syscalls
-
-#: The signal that makes each init halt: systemd(1) SIGRTMIN+3, sysvinit's powerfail entry,
-#: busybox init's poweroff. Without an init the first process is ended like any other.
-HALT_SIGNALS = {
-    "systemd": signal.SIGRTMIN + 3,
-    "sysvinit": signal.SIGPWR,
-    "openrc": signal.SIGUSR2,
-    "busybox": signal.SIGUSR2,
-    "none": signal.SIGTERM,
-}
 
 _PATH = os.O_PATH | os.O_CLOEXEC
 _RESOLVE_IN_ROOT = 0x10  # linux/openat2.h
@@ -41,18 +31,14 @@ def resolve(tree: Path, path: str) -> Path | None:
         os.close(fd)
 
 
-def init_of(tree: Path) -> str:
-    """Return which init the tree boots with: a key of `HALT_SIGNALS`."""
-    for place in ("/sbin/init", "/usr/sbin/init", "/init"):
-        found = resolve(tree, place)
-        if found is None or not found.is_file():
-            continue
-        if found.name == "systemd":
-            return "systemd"
-        if "busybox" in found.name:
-            return "openrc" if resolve(tree, "/sbin/openrc") else "busybox"
-        return "sysvinit"
-    return "none"
+def init_of(tree: Path) -> tuple[str, int]:
+    """Return which init the tree boots with, and the signal that makes it halt."""
+    root = os.open(tree, _PATH | os.O_DIRECTORY)
+    try:
+        found = init.detect(root)
+    finally:
+        os.close(root)
+    return str(found.kind), int(found.halt_signal)
 
 
 def dpkg_stanzas(tree: Path) -> Iterator[dict[str, str]]:

@@ -198,10 +198,11 @@ class Store:
         entry = self.entry(key_of(path, status))
         return entry if entry.exists() else None
 
-    def sweep(self, keep: frozenset[str] = frozenset()) -> tuple[int, int]:
+    def sweep(self, keep: frozenset[str] = frozenset(), *, test: bool = False) -> tuple[int, int]:
         """Remove entries nothing refers to; return how many, and their bytes.
 
-        ``keep`` are entries that magic links name, relative to the template area.
+        ``keep`` are entries that magic links name, relative to the template area. ``test`` only
+        counts.
         """
         removed = freed = 0
         with lock.area(self.area, "store"):
@@ -212,8 +213,9 @@ class Store:
                     if f"store/{shelf.name}/{entry.name}" in keep:
                         continue
                     freed += entry.stat(follow_symlinks=False).st_size
-                    os.unlink(entry.path)
                     removed += 1
+                    if not test:
+                        os.unlink(entry.path)
         return removed, freed
 
     def damaged(self) -> Iterator[Path]:

@@ -12,6 +12,8 @@ from runtime import files, registry
 from runtime.paths import Paths
 
 _ROOTS = ".roots"
+#: Mark in ``templates/`` of a private area: its tree holds magic links.
+LINKS = "links"
 
 
 def remember(paths: Paths) -> None:
@@ -89,3 +91,46 @@ def of_template(paths: Paths, name: str) -> list[str]:
                 if str(private) not in found:
                     found.append(f"container {record.ctid}")
     return found
+
+
+def of_application(paths: Paths, name: str) -> list[str]:
+    """Return the containers that have the application template ``name``, as text."""
+    return [
+        f"container {record.ctid}"
+        for system in systems(paths)
+        for record, file in registry.records(system)
+        if name in (word.lstrip(".") for word in (file.get("TEMPLATES") or "").split())
+    ]
+
+
+def linked(paths: Paths) -> frozenset[str]:
+    """Return what magic links of all private areas lead to, relative to the template area.
+
+    Only areas that say they have such links (``templates/links``) are read through.
+    """
+    found: set[str] = set()
+    for system in systems(paths):
+        for private in private_areas(system):
+            if (private / "templates" / LINKS).exists():
+                found.update(target for _path, target in magic_links(private / "root"))
+    return frozenset(found)
+
+
+def linked_packages(paths: Paths) -> frozenset[str]:
+    """Return the package directories magic links lead into, relative to the template area."""
+    return frozenset(
+        "/".join(parts[:4])
+        for parts in (target.split("/") for target in linked(paths))
+        if parts[4:]
+    )
+
+
+def magic_links(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield (path, target relative to the template area) of every magic link below ``root``."""
+    for place, _directories, names in os.walk(root):
+        for name in names:
+            path = os.path.join(place, name)
+            if os.path.islink(path):
+                target = os.readlink(path)
+                if target.startswith("////"):
+                    yield path, target.lstrip("/")

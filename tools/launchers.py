@@ -22,6 +22,7 @@ COMMANDS = {
     "vzdqload": "vzdqload",
     "vz": "vz",
     "vzmlocal": "vzmlocal",
+    "vzpkg": "vzpkg",
 }
 
 _TEMPLATE = """#!{python} -IS
