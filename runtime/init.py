@@ -132,15 +132,17 @@ def serve(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
 
 
 def _spawn(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
+    """Start ``argv`` in a session of its own and return its process id.
+
+    posix_spawn(3) copies no page tables: it takes a fraction of a fork's time.
+    """
+    # It looks for the program in the PATH of this process.
+    os.environ.clear()
+    os.environ.update(environment)
     try:
-        os.setsid()
-        for number in _HANDLED:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execvpe(argv[0], list[str](argv), dict(environment))
+        return os.posix_spawnp(
+            argv[0], list[str](argv), environment, setsid=True, setsigmask=(), setsigdef=_HANDLED
+        )
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
         os._exit(127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126)

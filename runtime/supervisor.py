@@ -150,7 +150,8 @@ class Supervisor:
                     undo.callback(self._clear_init)
                     self._start_init(self.plan)
                 else:
-                    self._save(phase=Phase.MOUNTED)
+                    self._await_mount()
+                    self._save(phase=Phase.MOUNTED, server=Process.of(self.server))
                 self.report.send(ready=True)
                 undo.pop_all()
         except VzError as error:
@@ -239,20 +240,29 @@ class Supervisor:
                 hint="modprobe fuse" if error.errno in (errno.ENODEV, errno.ENOENT) else "",
             ) from error
         self._serve(resume=False)
+
+    def _await_mount(self) -> None:
+        """Wait until the file server answers and run the scripts that may use the mount."""
+        plan = self.plan
+        self._await_server()
         hooks.run_on_host(plan.paths, plan.ctid, "mount", plan.private, plan.target)
         self.report.say("Container is mounted")
 
     def _serve(self, *, resume: bool) -> None:
-        """Fork the file server and wait until it answers: a request to a dead one would hang."""
-        ready_r, ready_w = os.pipe2(os.O_CLOEXEC)
+        """Fork the file server; ``_await_server`` before anything asks it: the dead do not answer.
+
+        The fork and what the start does besides go on at the same time.
+        """
+        self._ready_r, ready_w = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
             self._be_server(ready_w, resume=resume)
         os.close(ready_w)
         self.server = pid
-        self._save(server=Process.of(pid))
-        answered = os.read(ready_r, 1)
-        os.close(ready_r)
+
+    def _await_server(self) -> None:
+        answered = os.read(self._ready_r, 1)
+        os.close(self._ready_r)
         if not answered:
             raise MountFailed(f"the file server of {self.plan.private} does not start")
 
@@ -314,6 +324,8 @@ class Supervisor:
         self.cgroup.create(ids.first)
         resources.apply_start(self.cgroup, plan.config, plan.private, self._warn)
         self.cgroup.set(Limits(devices=plan.access.rules))
+        if self.state.server is None:
+            self._await_mount()
         chosen = self._choose_init(plan)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         entrance = self.cgroup.entrance()
@@ -330,19 +342,22 @@ class Supervisor:
                 entrance.close()
                 theirs.close()
             self.init = pid
-            self._save(
-                init=Process.of(pid),
-                started_s=time.time(),
-                extra={
-                    "halt": int(chosen.halt_signal),
-                    "halt_commands": [list(words) for words in chosen.halt_commands],
-                    "init": str(chosen.kind),
-                    "first_id": ids.first,
-                },
-            )
             ours.settimeout(_CHANNEL_TIMEOUT_S)
             self._bring_up(ours, pid, plan, ids)
-        self._save(phase=Phase.RUNNING)
+        # Until here a death of this process is undone through the control group alone: the ids of
+        # the processes are relied upon from now on.
+        self._save(
+            phase=Phase.RUNNING,
+            server=Process.of(self.server),
+            init=Process.of(pid),
+            started_s=time.time(),
+            extra={
+                "halt": int(chosen.halt_signal),
+                "halt_commands": [list(words) for words in chosen.halt_commands],
+                "init": str(chosen.kind),
+                "first_id": ids.first,
+            },
+        )
 
     # its own /proc
 
@@ -541,6 +556,8 @@ class Supervisor:
             self.log.write("the file server died and is started again", ctid=self.plan.ctid)
             with suppress(VzError):
                 self._serve(resume=True)
+                self._await_server()
+                self._save(server=Process.of(self.server))
                 return
         self.log.write("the file server keeps dying: the container is killed", ctid=self.plan.ctid)
         # Without a server everything inside would hang: end the connection, then the processes.
