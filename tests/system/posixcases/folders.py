@@ -180,9 +180,8 @@ def record_locks_need_the_access(t: Scene, access: int) -> Iterator[None]:
         fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@case(unless=("overlayfs-lower",))
+@case()
 def a_lock_holds_over_the_first_write(t: Scene) -> Iterator[None]:
-    # Overlayfs locks the lower file and forgets at copy-up ("non-standard behavior").
     t.write("x", b"data")
     yield
     with opened("x", os.O_RDONLY) as one:
