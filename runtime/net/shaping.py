@@ -1,0 +1,335 @@
+"""Traffic shaping by class (guide §4.4): HTB on the uplink, chosen by nftables.
+
+``1:`` → ``1:1`` (BANDWIDTH) → ``1:f00C`` (TOTALRATE of class C) → ``1:(slot·16+C)`` an environment's
+RATE, with TOTALRATE or, when bound, RATE as its ceiling. What no rule puts into a class (the
+host's own traffic) passes unshaped. Rules are in the forward hooks: what is set earlier, the
+routing of the packet overwrites (``ip_forward`` sets the priority from the TOS).
+
+Only what leaves through the uplink is shaped. The incoming direction is the opt-in
+TRAFFIC_SHAPING_INCOMING, through an ifb device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from runtime.errors import NoKernelSupport, ShapingFailed
+from runtime.net import names, slots
+from runtime.net.classes import Table
+from runtime.net.links import IFF_UP, LinkFailed, Links
+from runtime.net.names import GROUP_BRIDGED, GROUP_ROUTED, TABLE_SHAPING
+from runtime.net.nft import Nft, NftFailed
+from runtime.net.rates import Plan, Share
+
+_MAJOR = 1 << 16
+_T = TABLE_SHAPING
+_FAMILIES = (("inet", GROUP_ROUTED), ("bridge", GROUP_BRIDGED))
+#: Everybody takes the same share of what nobody is guaranteed (the guide's worked example).
+_QUANTUM_BYTES = 6000
+_LEAST_QUEUE_BYTES = 6056  # four full frames: less would drop whole bursts of TCP's start
+_QUEUE_S = 0.1
+_LEAST_BURST_BYTES = 3100
+
+
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """An environment: its slot, its adapters' names on the host, its addresses, its shares."""
+
+    slot: int
+    ifnames: tuple[str, ...]
+    #: Needed for the incoming direction only.
+    addresses: tuple[str, ...]
+    #: device → class → share
+    shares: Mapping[str, Mapping[int, Share]]
+
+
+def queue_bytes(kbps: int) -> int:
+    """Return the length of a queue that empties in 100 ms at ``kbps``."""
+    return max(_LEAST_QUEUE_BYTES, int(kbps * 125 * _QUEUE_S))
+
+
+def burst_bytes(kbps: int) -> int:
+    """Return how much may leave at once: 2 ms of the rate, two frames at least."""
+    return max(_LEAST_BURST_BYTES, kbps * 125 // 500)
+
+
+def _set_class(
+    host: Links, index: int, minor: int, parent: int, share: Share, mpu: int = 0
+) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        host.route.tc(
+            "replace-class",
+            "htb",
+            index=index,
+            handle=_MAJOR | minor,
+            parent=_MAJOR | parent,
+            rate=f"{share.rate}kbit",
+            ceil=f"{share.ceiling}kbit",
+            burst=burst_bytes(share.rate),
+            cburst=burst_bytes(share.ceiling),
+            quantum=_QUANTUM_BYTES,
+            mpu=mpu,
+        )
+    except NetlinkError as error:
+        raise ShapingFailed(f"cannot make class 1:{minor:x}: {error}") from error
+
+
+def _set_leaf(host: Links, index: int, minor: int, kbps: int) -> None:
+    from pyroute2.netlink.rtnl.tcmsg import plugins
+
+    # Both fifos have the same options (struct tc_fifo_qopt); pyroute2 only knows pfifo.
+    plugins.setdefault("bfifo", plugins["pfifo"])
+    # The handle of the leaf: its class's minor number as a major one; 1: is the root's.
+    host.route.tc(
+        "replace",
+        "bfifo",
+        index=index,
+        handle=(minor << 16),
+        parent=_MAJOR | minor,
+        limit=queue_bytes(kbps),
+    )
+
+
+def _root_is_ours(host: Links, index: int) -> bool:
+    return any(
+        message.get_attr("TCA_KIND") == "htb" and message["handle"] == _MAJOR
+        for message in host.route.get_qdiscs(index=index)
+        if message["index"] == index
+    )
+
+
+def _tree(host: Links, device: str, plan: Plan, environments: Sequence[Shaped]) -> None:
+    """Build or adjust the tree of one device and drop classes of nobody."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    index = host.need(device)
+    if not _root_is_ours(host, index):
+        try:
+            host.route.tc("replace", "htb", index=index, handle=_MAJOR, default=0)
+        except NetlinkError as error:
+            raise NoKernelSupport(
+                "the kernel cannot shape traffic: it lacks sch_htb", hint="modprobe sch_htb"
+            ) from error
+    whole = Share(plan.bandwidth, plan.bandwidth)
+    _set_class(host, index, 1, 0, whole)
+    kept = {1}
+    for number, total in plan.totals.items():
+        kept.add(slots.total_minor(number))
+        _set_class(host, index, slots.total_minor(number), 1, Share(total, total))
+    for environment in environments:
+        kept |= _environment_classes(host, index, plan, environment)
+    _drop_classes(host, index, kept)
+
+
+def _environment_classes(host: Links, index: int, plan: Plan, environment: Shaped) -> set[int]:
+    made = set()
+    for number, share in environment.shares.get(plan.device, {}).items():
+        minor = slots.minor(environment.slot, number)
+        mpu = plan.mpu.get(number, 0)
+        _set_class(host, index, minor, slots.total_minor(number), share, mpu)
+        _set_leaf(host, index, minor, share.ceiling)
+        made.add(minor)
+    return made
+
+
+def _drop_classes(host: Links, index: int, kept: Iterable[int]) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    wanted = {_MAJOR | minor for minor in kept}
+    present = [m["handle"] for m in host.route.get_classes(index=index) if m["index"] == index]
+    # Children first: leaves have the smaller minors, save 1:1.
+    for handle in sorted(present, key=lambda h: (h == _MAJOR | 1, h)):
+        if handle not in wanted and handle >> 16 == 1:
+            try:
+                host.route.tc("del-class", index=index, handle=handle)
+            except NetlinkError:
+                continue
+
+
+def script(
+    plans: Sequence[Plan],
+    masters: Mapping[str, str],
+    table: Table,
+    environments: Sequence[Shaped],
+    *,
+    incoming: bool = False,
+) -> str:
+    """Return the script that replaces the choice of classes; ``masters``: device → its bridge."""
+    lines: list[str] = []
+    for family in ("inet", "bridge", "netdev"):
+        lines += [f"add table {family} {_T}", f"delete table {family} {_T}"]
+    for family, group in _FAMILIES:
+        head = f"{family} {_T}"
+        lines += [
+            f"add table {head}",
+            f"add chain {head} forward "
+            "{ type filter hook forward priority -150; policy accept; }",
+            f"add chain {head} none",
+        ]
+        for place, plan in enumerate(plans):
+            _choice(lines, head, place, plan, table, "iifname", "ifname")
+            devices = [plan.device] + ([masters[plan.device]] if plan.device in masters else [])
+            out = ", ".join(f'"{device}"' for device in devices)
+            for version, word in ((4, "ip"), (6, "ip6")):
+                lines.append(
+                    f"add rule {head} forward iifgroup {group} oifname {{ {out} }} "
+                    f"{word} daddr vmap @d{place}v{version}"
+                )
+    if incoming:
+        _incoming(lines, plans, table)
+    lines += [element for environment in environments for element in _elements(plans, environment)]
+    if incoming:
+        lines += [line for environment in environments for line in _inside(plans, environment)]
+    return "\n".join(lines) + "\n"
+
+
+def _choice(
+    lines: list[str], head: str, place: int, plan: Plan, table: Table, key: str, kind: str
+) -> None:
+    """Add the maps that lead from the other side's address to the class and on to the HTB class."""
+    for number in plan.totals:
+        lines += [
+            f"add map {head} s{place}_{number} {{ type {kind} : classid; }}",
+            f"add chain {head} c{place}_{number}",
+            f"add rule {head} c{place}_{number} meta priority set {key} map @s{place}_{number}",
+        ]
+    for version, address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+        name = f"{head} d{place}v{version}"
+        lines.append(f"add map {name} {{ type {address} : verdict; flags interval; }}")
+        elements = ", ".join(
+            f"{r.text()} : goto " + (f"c{place}_{r.number}" if r.number in plan.totals else "none")
+            for r in table.ranges(version)
+        )
+        if elements:
+            lines.append(f"add element {name} {{ {elements} }}")
+
+
+def _elements(plans: Sequence[Plan], environment: Shaped) -> list[str]:
+    lines = []
+    for family, _group in _FAMILIES:
+        for place, plan in enumerate(plans):
+            for number in environment.shares.get(plan.device, {}):
+                minor = slots.minor(environment.slot, number)
+                lines += [
+                    f'add element {family} {_T} s{place}_{number} {{ "{ifname}" : 1:{minor:x} }}'
+                    for ifname in environment.ifnames
+                ]
+    return lines
+
+
+def _incoming(lines: list[str], plans: Sequence[Plan], table: Table) -> None:
+    head = f"netdev {_T}"
+    lines += [f"add table {head}", f"add chain {head} none"]
+    for place, plan in enumerate(plans):
+        ifb = names.ifb(plan.device)
+        _choice(lines, head, place, plan, table, "ip daddr", "ipv4_addr")
+        lines += [
+            f"add chain {head} in{place} {{ type filter hook ingress "
+            f'device "{plan.device}" priority 0; policy accept; }}',
+            f'add rule {head} in{place} fwd to "{ifb}"',
+            f"add chain {head} out{place} {{ type filter hook egress "
+            f'device "{ifb}" priority 0; policy accept; }}',
+            f"add rule {head} out{place} ip saddr vmap @d{place}v4",
+        ]
+
+
+def _inside(plans: Sequence[Plan], environment: Shaped) -> list[str]:
+    lines = []
+    for place, plan in enumerate(plans):
+        for number in environment.shares.get(plan.device, {}):
+            minor = slots.minor(environment.slot, number)
+            lines += [
+                f"add element netdev {_T} s{place}_{number} {{ {address} : 1:{minor:x} }}"
+                for address in environment.addresses
+                if ":" not in address
+            ]
+    return lines
+
+
+def apply(
+    host: Links,
+    nft: Nft,
+    plans: Sequence[Plan],
+    table: Table,
+    environments: Sequence[Shaped],
+    *,
+    incoming: bool = False,
+) -> None:
+    """Shape exactly as planned; may be repeated. Raises ShapingFailed, NoKernelSupport."""
+    links = {link.index: link for link in host.all()}
+    by_name = {link.name: link for link in links.values()}
+    missing = [plan.device for plan in plans if plan.device not in by_name]
+    if missing:
+        raise ShapingFailed(
+            f"there is no interface {missing[0]} to shape", hint="see BANDWIDTH in vz.conf"
+        )
+    masters = {
+        plan.device: links[by_name[plan.device].master].name
+        for plan in plans
+        if by_name[plan.device].master in links
+    }
+    for plan in plans:
+        _tree(host, plan.device, plan, environments)
+        if incoming:
+            _ifb(host, plan.device)
+            _tree(host, names.ifb(plan.device), plan, environments)
+        else:
+            host.delete(names.ifb(plan.device))
+    try:
+        nft.run(script(plans, masters, table, environments, incoming=incoming))
+    except NftFailed as error:
+        raise ShapingFailed(error.message) from error
+
+
+def _ifb(host: Links, device: str) -> None:
+    name = names.ifb(device)
+    if host.index(name) is None:
+        try:
+            host.add(name, "ifb")
+        except LinkFailed as error:
+            raise NoKernelSupport(
+                "the kernel cannot shape incoming traffic: it lacks ifb", hint="modprobe ifb"
+            ) from error
+    host.flags(host.need(name), IFF_UP)
+
+
+def add(
+    host: Links, nft: Nft, plans: Sequence[Plan], environment: Shaped, *, incoming: bool = False
+) -> None:
+    """Add or change one environment in a server that is shaped already; raises ShapingFailed."""
+    for plan in plans:
+        devices = [plan.device] + ([names.ifb(plan.device)] if incoming else [])
+        for device in devices:
+            _environment_classes(host, host.need(device), plan, environment)
+    lines = _elements(plans, environment) + (_inside(plans, environment) if incoming else [])
+    if lines:
+        try:
+            nft.run("\n".join(lines) + "\n")
+        except NftFailed as error:
+            raise ShapingFailed(error.message) from error
+
+
+def is_on(nft: Nft) -> bool:
+    """Whether shaping is attached."""
+    return ("inet", _T) in nft.tables()
+
+
+def remove(host: Links, nft: Nft) -> None:
+    """Detach everything: no qdisc, no rule, no ifb of ours stays. Twice is success."""
+    script_lines = []
+    for family in ("inet", "bridge", "netdev"):
+        script_lines += [f"add table {family} {_T}", f"delete table {family} {_T}"]
+    nft.run("\n".join(script_lines) + "\n")
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    for link in host.all():
+        if link.kind == "ifb" and link.name.startswith("ifb"):
+            host.delete(link.name)
+        elif _root_is_ours(host, link.index) and link.kind != "ifb":
+            try:
+                host.route.tc("del", index=link.index, handle=_MAJOR, root=True)
+            except NetlinkError:
+                continue
