@@ -12,7 +12,6 @@ import os
 import stat
 import time
 
-from vzfs import syscalls
 from vzfs.accounting import Accounting
 from vzfs.files import Files
 from vzfs.inodes import Directory, File, Node
@@ -25,7 +24,6 @@ from vzfs.overlay import Job
 _TICK = 4096
 #: With more open charges than this, df is exact to a second only.
 _FLUSH_AT_ONCE = 256
-_FREES = syscalls.FALLOC_FL_PUNCH_HOLE | 0x08  # FALLOC_FL_COLLAPSE_RANGE
 
 
 class Accounted(Files):
@@ -79,10 +77,18 @@ class Accounted(Files):
 
     def private(self, directory: Directory) -> int:
         """Return a descriptor of the private part of a directory that is about to change."""
+        if self._books is not None:
+            self._books.begin()
         fd = super().private(directory)
         if self.accounting is not None:
             self.accounting.watch(os.fstat(fd), fd)
         return fd
+
+    def own(self, node: Node) -> None:
+        """Make the metadata of an object private which is about to change."""
+        if self._books is not None:
+            self._books.begin()
+        super().own(node)
 
     def _copy_directory(self, directory: Directory) -> None:
         if self.accounting is not None and directory.parent is not None:
@@ -198,6 +204,17 @@ class Accounted(Files):
 
     # files
 
+    def _truncate(self, node: File, size: int) -> None:
+        if self._books is not None:
+            self._books.begin()
+        super()._truncate(node, size)
+
+    def descriptor(self, node: Node, *, write: bool) -> int:
+        """Return a descriptor of the file's data, valid until the request ends."""
+        if write and self._books is not None:
+            self._books.begin()
+        return super().descriptor(node, write=write)
+
     def opened(self, node: File, flags: int) -> None:
         """Count an open file."""
         accounting = self.accounting
@@ -235,12 +252,35 @@ class Accounted(Files):
             return super().write(node, offset, data)
         fd = self.descriptor(node, write=True)
         before = os.fstat(fd)
+        uid, gid = before.st_uid, before.st_gid
         wanted = self._growth(before, offset, len(data))
         if wanted:
-            books.reserve(before.st_uid, before.st_gid, wanted, 0)
+            try:
+                books.reserve(uid, gid, wanted, 0)
+            except OSError:
+                data = data[: self._fitting(before, offset, len(data), books.headroom(uid, gid))]
+                if not data:
+                    raise
+                wanted = self._growth(before, offset, len(data))
+                books.reserve(uid, gid, wanted, 0)
         try:
             return os.pwrite(fd, data, offset)
         finally:
             if wanted:
-                books.release(before.st_uid, before.st_gid, wanted, 0)
+                books.release(uid, gid, wanted, 0)
             accounting.changed(os.fstat(fd), before.st_blocks)
+
+    def _fitting(self, st: os.stat_result, offset: int, length: int, room: int) -> int:
+        """Return how many of ``length`` bytes can be written with ``room`` blocks more."""
+        fits, refused = 0, length
+        while refused - fits > st.st_blksize:
+            middle = (fits + refused) // 2
+            end = (offset + middle) // st.st_blksize * st.st_blksize
+            middle = max(0, end - offset)
+            if middle <= fits:
+                break
+            if self._growth(st, offset, middle) <= room:
+                fits = middle
+            else:
+                refused = middle
+        return fits

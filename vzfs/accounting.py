@@ -32,6 +32,7 @@ from vzfs.quotalayout import (
     C_FLAGS,
     C_HANDLE,
     C_INODE,
+    C_OPEN,
     C_ORPHAN,
     C_OWNER,
     F_DIRTY,
@@ -188,7 +189,12 @@ class Accounting:
         )
         charge.orphan = bool(words[at + C_FLAGS] & C_ORPHAN)
         charge.words, charge.at = words, at
-        self.charges[charge.inode] = self._recovered[charge.inode] = charge
+        self.charges[charge.inode] = charge
+        if words[at + C_FLAGS] & (C_ORPHAN | C_OPEN):
+            self._recovered[charge.inode] = charge
+        else:
+            charge.closed_s = time.monotonic()
+            self._closing[charge.inode] = charge
 
     # what the file system tells us
 
@@ -207,6 +213,8 @@ class Accounting:
             del self._closing[inode]
             charge.closed_s = 0.0
         charge.writers += 1
+        if charge.words is not None:
+            charge.words[charge.at + C_FLAGS] |= C_OPEN
         return charge
 
     def closed(self, inode: int, blocks: int) -> None:
@@ -219,7 +227,11 @@ class Accounting:
             charge.writers -= 1
             return
         charge.writers = 0
-        if charge.orphan or inode in self._recovered:
+        if inode in self._recovered:
+            return
+        if charge.words is not None:
+            charge.words[charge.at + C_FLAGS] &= ~C_OPEN
+        if charge.orphan:
             return
         if blocks > _SMALL_BLOCKS and self._handles.usable:
             charge.closed_s = time.monotonic()
@@ -300,6 +312,7 @@ class Accounting:
         if st.st_ino in self._recovered:
             # Opened under a former server, perhaps still open: looked at until it is really gone.
             self._orphan(charge)
+            self._look(charge)
             return
         self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
         self.forget(charge)
@@ -444,8 +457,8 @@ def _owner(uid: int, gid: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def outstanding(file: QuotaFile) -> Iterator[tuple[int, int, int]]:
-    """Yield (uid, gid, blocks) to be added to the recorded usage to make it exact now.
+def outstanding(file: QuotaFile) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (uid, gid, blocks, inodes) to be added to the recorded usage to make it exact now.
 
     For commands: reads the charges of a served file and looks at the inodes, changing nothing.
     """
@@ -460,10 +473,10 @@ def outstanding(file: QuotaFile) -> Iterator[tuple[int, int, int]]:
             owner = words[at + C_OWNER]
             with suppress(OSError):
                 st = handles.stat(words, at)
-                if st is not None:
-                    growth = st.st_blocks - words[at + C_BLOCKS]
-                    if growth:
-                        yield owner >> 32 & 0xFFFFFFFF, owner & 0xFFFFFFFF, growth
+                blocks = (0 if st is None else st.st_blocks) - words[at + C_BLOCKS]
+                if blocks or st is None:
+                    uid, gid = owner >> 32 & 0xFFFFFFFF, owner & 0xFFFFFFFF
+                    yield uid, gid, blocks, -1 if st is None else 0
     finally:
         if handles is not None:
             handles.close()

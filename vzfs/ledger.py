@@ -6,8 +6,9 @@ thing; here are the limits in the form the hot path needs: one comparison per co
 
 Blocks are those of st_blocks, 512 bytes. The server calls, for one operation,
 
-    reserve / release / transfer …   (the charge)
+    reserve / record / transfer …, or begin for one that is charged afterwards
     the operation itself
+    release / record
     commit()                         (the end; dying in between makes the next server scan)
 
 An operation that failed gives back what it reserved before ``commit``.
@@ -262,6 +263,10 @@ class Ledger:
             new.words[new.blocks] += blocks
             new.words[new.inodes] += inodes
             self._give_back(old, blocks, inodes)
+
+    def begin(self) -> None:
+        """An operation is about to change something it will be charged for afterwards."""
+        self._live[W_BUSY] = 1
 
     def commit(self) -> None:
         """The operation that was charged has ended, well or given back."""

@@ -68,9 +68,11 @@ C_INODE = 0  # inode number; 0: free
 C_BLOCKS = 1  # blocks charged, in blocks of 512 bytes
 C_OWNER = 2  # uid<<32 | gid to whom they are charged
 C_FLAGS = 3  # C_ORPHAN: it has no name any more, its inode is still charged;
+#              C_OPEN: somebody has it open for writing;
 #              bits 8-15: length of the handle, bits 32-63: type of the handle
 C_HANDLE = 4  # up to 32 bytes of file handle (name_to_handle_at(2))
 C_ORPHAN = 1
+C_OPEN = 2
 HANDLE_MAX = 32
 
 KIND_CHARGES = 1

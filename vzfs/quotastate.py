@@ -171,11 +171,13 @@ def _add_outstanding(file: QuotaFile, usage: Usage, records: list[Record]) -> No
     from vzfs.accounting import outstanding
 
     by_owner = {(record.kind, record.ident): record.usage for record in records}
-    for uid, gid, blocks in outstanding(file):
+    for uid, gid, blocks, inodes in outstanding(file):
         usage.blocks += blocks
+        usage.inodes += inodes
         for key in ((USER, uid), (GROUP, gid)):
             if key in by_owner:
                 by_owner[key].blocks += blocks
+                by_owner[key].inodes += inodes
 
 
 def _show_grace(
