@@ -22,6 +22,16 @@ COMMANDS = {
     "vzdqload": "vzdqload",
     "vz": "vz",
     "vzmlocal": "vzmlocal",
+    "vzsplit": "vzsplit",
+    "vzcfgscale": "vzcfgscale",
+    "vzcfgvalidate": "vzcfgvalidate",
+    "vzcfgconvert": "vzcfgconvert",
+    "vzcalc": "vzcalc",
+    "vzmemcheck": "vzmemcheck",
+    "vzcpucheck": "vzcpucheck",
+    "vzcheckovr": "vzcheckovr",
+    "vzdiskcheck": "vzdiskcheck",
+    "vzubc": "vzubc",
     "vzpkg": "vzpkg",
 }
 
