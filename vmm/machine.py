@@ -189,6 +189,7 @@ class Machine:
         if found is State.SUSPENDED:
             self.resume()
             return
+        self._check_unmounted("start")
         self.progress.say("Starting the VM...")
         raw = self._prepare()
         with translated(f"cannot start machine {self.label}"):
@@ -256,10 +257,15 @@ class Machine:
                     hint=f"pctl stop {self.label} --kill",
                 )
             if now - pressed_s > _PRESS_AGAIN_S:
+                # A guest without power management may still have an agent.
+                again = pressed_s > 0
                 pressed_s = now
                 # The machine may end between our question and the button.
                 with suppress(libvirt.libvirtError):
                     raw.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+                if again:
+                    with suppress(libvirt.libvirtError):
+                        raw.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
             time.sleep(_POLL_S)
 
     def restart(self, *, fast: bool = False) -> None:
@@ -332,6 +338,7 @@ class Machine:
                 hint=f"pctl stop {self.label}",
             )
         self._check_dependents()
+        self._check_unmounted("delete")
         self.progress.say("Deleting the VM...")
         # Begun, it is finished by the next command even if this one is killed.
         entry = journal.record(self.paths, self.record.uuid, "delete", home=str(self.record.home))
@@ -348,6 +355,11 @@ class Machine:
                 f"linked clones share disks of {self.label}: {', '.join(users)}",
                 hint="delete them first",
             )
+
+    def _check_unmounted(self, doing: str) -> None:
+        from vmm.hostmount import check_unmounted
+
+        check_unmounted(self, doing)
 
     def unregister(self) -> None:
         """Forget the machine but leave its bundle; raises Mounted."""
