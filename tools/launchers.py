@@ -22,6 +22,7 @@ COMMANDS = {
     "vzdqload": "vzdqload",
     "vz": "vz",
     "vzmlocal": "vzmlocal",
+    "prl_disk_tool": "prl_disk_tool",
     "vzsplit": "vzsplit",
     "vzcfgscale": "vzcfgscale",
     "vzcfgvalidate": "vzcfgvalidate",
