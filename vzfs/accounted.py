@@ -12,6 +12,7 @@ import os
 import stat
 import time
 
+from vzfs import syscalls
 from vzfs.accounting import Accounting
 from vzfs.files import Files
 from vzfs.inodes import Directory, File, Node
@@ -19,7 +20,10 @@ from vzfs.ledger import Ledger
 from vzfs.naming import Caller
 from vzfs.options import Options
 from vzfs.overlay import Job
+from vzfs.quotaguard import Guard
 
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+TRANSPORT_KERNEL = 1
 #: Requests between two looks at files which were closed long ago.
 _TICK = 4096
 #: With more open charges than this, df is exact to a second only.
@@ -30,6 +34,7 @@ class Accounted(Files):
     """The operations, accounted."""
 
     accounting: Accounting | None = None
+    guard: Guard | None = None
     _books: Ledger | None = None
     _requests = 0
     _flushed_s = 0.0
@@ -47,9 +52,53 @@ class Accounted(Files):
         self._books = books
         self.ledger = books
         self.accounting = Accounting(books, self.stack.upper.root.fd)
+        if transport == TRANSPORT_KERNEL and options.passthrough:
+            self._start_guard(options)
+
+    def _start_guard(self, options: Options) -> None:
+        """Reach the private area through a mount of its own, and have a guard watch that."""
+        assert self._books is not None
+        assert self.accounting is not None
+        stack = self.stack
+        top = os.path.commonpath((options.upper, options.work_area))
+        try:
+            clone = syscalls.clone_mount(top, read_only=False)
+        except OSError:
+            return
+        try:
+            base = f"/proc/self/fd/{clone}"
+            places = (
+                (options.upper, (stack.upper.root.fd,)),
+                (options.work_area, (stack.work,)),
+                (options.work_area / "work", (stack.temporary,)),
+                (options.work_area / "index", (stack.index, self.index_place.fd)),
+            )
+            fresh = []
+            for path, old in places:
+                fd = os.open(os.path.join(base, os.path.relpath(path, top)), _DIRECTORY)
+                fresh.append((fd, old))
+                if os.fstat(fd).st_ino != os.fstat(old[0]).st_ino:
+                    return  # something else is mounted in between
+            guard = Guard(self.accounting, self._books, os.fsencode(base) + b"/.")
+            for fd, old in fresh:
+                for number in old:
+                    os.dup2(fd, number, inheritable=False)
+                os.close(fd)
+            # The same mount, by a descriptor which stays.
+            guard.mount = b"/proc/self/fd/%d/." % stack.upper.root.fd
+            self.guard = guard
+        except OSError:
+            # Linux before 6.14, or a file system that does not ask: near a limit, files opened
+            # for writing are written through the server instead.
+            return
+        finally:
+            os.close(clone)
 
     def stop_accounting(self) -> None:
         """The file system is unmounted: write everything back."""
+        if self.guard is not None:
+            self.guard.close()
+            self.guard = None
         if self.accounting is not None and self._books is not None:
             self.accounting.finish()
             self._books.detach()
@@ -224,7 +273,10 @@ class Accounted(Files):
         node.opens += 1
         if flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(node.kind):
             node.writers += 1
-            accounting.opened(self.stat(node))
+            st = self.stat(node)
+            accounting.opened(st)
+            if self.guard is not None:
+                self.guard.opening(st.st_uid, st.st_gid)
 
     def closed(self, node: File, flags: int) -> None:
         """Count a file closed."""

@@ -312,7 +312,7 @@ class Accounting:
         if st.st_ino in self._recovered:
             # Opened under a former server, perhaps still open: looked at until it is really gone.
             self._orphan(charge)
-            self._look(charge)
+            self.look(charge)
             return
         self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
         self.forget(charge)
@@ -369,14 +369,14 @@ class Accounting:
         if self._recovered and time.monotonic() > self._next_look_s:
             self._next_look_s = time.monotonic() + _SETTLED_S
             for charge in list(self._recovered.values()):
-                self._look(charge)
+                self.look(charge)
         self.ledger.place_pending()
         self.ledger.commit()
 
     def flush(self) -> None:
         """Look at everything that may have changed unseen: the ledger is exact after this."""
         for charge in list(self.charges.values()):
-            self._look(charge)
+            self.look(charge)
         self.ledger.place_pending()
         self.ledger.commit()
 
@@ -431,7 +431,17 @@ class Accounting:
             self._free.append((charge.words, charge.at))
             charge.words = None
 
-    def _look(self, charge: Charge) -> None:
+    def status(self, charge: Charge) -> os.stat_result | None:
+        """Return the status of the inode now; None when it is gone or cannot be found."""
+        words = charge.words
+        if words is None:
+            return None
+        try:
+            return self._handles.stat(words, charge.at)
+        except OSError:
+            return None
+
+    def look(self, charge: Charge) -> None:
         """Settle a charge by looking its inode up; one that is gone is given back."""
         if charge.words is None:
             return
@@ -448,7 +458,7 @@ class Accounting:
             self.forget(charge)
 
     def _drop(self, charge: Charge) -> None:
-        self._look(charge)
+        self.look(charge)
         self.forget(charge)
 
 

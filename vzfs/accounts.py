@@ -19,6 +19,7 @@ class Account:
     """
 
     __slots__ = (
+        "alarm",
         "block_expire",
         "block_hard",
         "block_soft",
@@ -41,6 +42,8 @@ class Account:
         self.words = words
         self.blocks, self.inodes, self.btime, self.itime = blocks, inodes, btime, itime
         self.kind, self.ident = -1, 0
+        #: Blocks above which a guard wants to be asked first, see ``quotaguard``.
+        self.alarm = ENDLESS
         self.block_soft = self.block_hard = self.block_stop = ENDLESS
         self.inode_soft = self.inode_hard = self.inode_stop = ENDLESS
         self.block_expire = self.inode_expire = 0
@@ -65,7 +68,8 @@ class Account:
     def recompute(self) -> None:
         """Set the stops from the limits and from whether a grace period runs."""
         words = self.words
-        self.block_stop = -1 if words[self.btime] else min(self.block_soft, self.block_hard)
+        stop = min(self.block_soft, self.block_hard, self.alarm)
+        self.block_stop = -1 if words[self.btime] else stop
         self.inode_stop = -1 if words[self.itime] else min(self.inode_soft, self.inode_hard)
 
     def judge(self, blocks: int, inodes: int) -> tuple[int, int]:

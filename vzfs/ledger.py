@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vzfs import quotafile, quotalayout
@@ -76,8 +77,10 @@ class Ledger:
         "_pending",
         "_records",
         "_users",
+        "ask",
         "enforced",
         "file",
+        "promised",
         "whole",
     )
 
@@ -91,6 +94,10 @@ class Ledger:
         self._groups: dict[int, Account] = {}
         self._held = 0
         self._generation = -1
+        #: Blocks promised to writes which the kernel is doing just now.
+        self.promised = 0
+        #: Called before usage is judged: brings it up to what is really used, see ``quotaguard``.
+        self.ask: Callable[[], None] | None = None
         self._limits = Limits()
         #: Whether limits bind (``vzquota off`` on a served area leaves the accounting on).
         self.enforced = False
@@ -174,7 +181,8 @@ class Ledger:
         users = self._users
         if users is None:
             if used > whole.block_stop or count > whole.inode_stop:
-                whole.begin(*whole.judge(used if blocks else -1, count if inodes else -1))
+                self._judge_all((whole,), blocks, inodes)
+                used = live[W_BLOCKS] + blocks
             live[W_BLOCKS] = used
             live[W_INODES] = count
             return
@@ -194,7 +202,10 @@ class Ledger:
             or group_used > group.block_stop
             or group_count > group.inode_stop
         ):
-            self._judge_all(user, group, blocks, inodes)
+            self._judge_all((whole, user, group), blocks, inodes)
+            used = live[W_BLOCKS] + blocks
+            user_used = user.words[user.blocks] + blocks
+            group_used = words[group.blocks] + blocks
         live[W_BLOCKS] = used
         live[W_INODES] = count
         words[group.blocks] = group_used
@@ -303,7 +314,8 @@ class Ledger:
 
     def near_limit(self, uid: int, gid: int) -> bool:
         """Whether writes of this owner must pass through the server to be stopped in time."""
-        return self.headroom(uid, gid) < NEAR_BLOCKS
+        # With a guard every write near a limit is judged where it is done.
+        return self.ask is None and self.headroom(uid, gid) < NEAR_BLOCKS
 
     @property
     def limited(self) -> bool:
@@ -357,14 +369,16 @@ class Ledger:
 
     # inside
 
-    def _judge_all(self, user: Account, group: Account, blocks: int, inodes: int) -> None:
-        accounts = (self.whole, user, group)
+    def _judge_all(self, accounts: tuple[Account, ...], blocks: int, inodes: int) -> None:
+        """Let every account judge a reservation; raises OSError (EDQUOT)."""
+        if self.ask is not None and blocks:
+            self.ask()
         ends = []
         for account in accounts:
             words = account.words
             ends.append(
                 account.judge(
-                    words[account.blocks] + blocks if blocks else -1,
+                    words[account.blocks] + blocks + self.promised if blocks else -1,
                     words[account.inodes] + inodes if inodes else -1,
                 )
             )

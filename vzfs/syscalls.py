@@ -61,6 +61,21 @@ RESOLVE_BENEATH = 0x08
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 
+# linux/fanotify.h
+FAN_CLOEXEC = 0x1
+FAN_NONBLOCK = 0x2
+FAN_CLASS_PRE_CONTENT = 0x8
+FAN_REPORT_TID = 0x100
+FAN_MARK_ADD = 0x1
+FAN_MARK_REMOVE = 0x2
+FAN_MARK_MOUNT = 0x10
+FAN_MARK_IGNORED_SURV_MODIFY = 0x40
+FAN_MARK_IGNORE = 0x400
+#: Before content is read, written or mapped; since Linux 6.14.
+FAN_PRE_ACCESS = 0x00100000
+FAN_ALLOW = 0x1
+FAN_DENY = 0x2
+
 # linux/stat.h
 STATX_BASIC_STATS = 0x7FF
 STATX_BTIME = 0x800
@@ -107,6 +122,8 @@ _statx = _call("statx", _int, _char_p, _int, _uint, _char_p)
 _open_tree = _call("open_tree", _int, _char_p, _uint)
 _mount_setattr = _call("mount_setattr", _int, _char_p, _uint, _char_p, _size)
 _openat2 = _call("openat2", _int, _char_p, _char_p, _size)
+_fanotify_init = _function("fanotify_init", _int, _uint, _uint)
+_fanotify_mark = _function("fanotify_mark", _int, _int, _uint, ctypes.c_uint64, _int, _char_p)
 _name_to_handle_at = _call("name_to_handle_at", _int, _char_p, _char_p, _void_p, _int)
 _open_by_handle_at = _call("open_by_handle_at", _int, _char_p, _int)
 
@@ -208,6 +225,20 @@ def open_by_handle(mount_fd: int, handle: Handle, flags: int) -> int:
     if fd < 0:
         raise _failed(mount_fd)
     return int(fd)
+
+
+def fanotify_init(flags: int, event_flags: int) -> int:
+    """Return a new notification group, fanotify_init(2)."""
+    fd = _fanotify_init(flags, event_flags)
+    if fd < 0:
+        raise _failed()
+    return int(fd)
+
+
+def fanotify_mark(group: int, flags: int, mask: int, path: bytes) -> None:
+    """Add, remove or change a mark of a group, fanotify_mark(2)."""
+    if _fanotify_mark(group, flags, mask, AT_FDCWD, path):
+        raise _failed(path)
 
 
 def ficlone(target: int, source: int) -> None:
