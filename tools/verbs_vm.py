@@ -100,7 +100,7 @@ def start(context: Context, args: argparse.Namespace) -> None:
     with opened(context, args.ident, "start") as machine:
         machine.start()
         if args.wait:
-            machine.agent().wait(120)
+            machine.wait_for_agent(120)
 
 
 def stop(context: Context, args: argparse.Namespace) -> None:

@@ -62,11 +62,11 @@ class Agent:
         while not self.answers():
             if time.monotonic() > deadline:
                 raise AgentSilent(
-                    f"the guest agent of machine {self._label} did not answer within "
-                    f"{timeout_s:.0f} seconds",
-                    hint="is qemu-guest-agent installed in the guest?",
+                    f"machine {self._label}: the guest agent does not answer "
+                    f"(waited {timeout_s:.0f} s)",
+                    hint="install and start qemu-guest-agent in the guest, or wait until it has booted",
                 )
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def run(
         self,

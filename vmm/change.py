@@ -67,7 +67,6 @@ class Change:
     def inside(self, what: str, action: Callable[[Agent], None]) -> None:
         """Do ``action`` by the guest agent, or refuse at once: raises NotRunning."""
         agent = self.machine.agent()
-        agent.call("guest-ping")
         self._hot.append((what, lambda: action(agent), None))
 
     def afterwards(self, action: Callable[[], None]) -> None:

@@ -47,8 +47,8 @@ def start(image: Path, format: str, scratch: Path, *, writable: bool) -> tuple[P
     argv = [
         find_program("qemu-storage-daemon"),
         "--blockdev",
-        f"driver=file,node-name=file,read-only={read_only},filename={_escaped(image)}",
-        "--blockdev", f"driver={format},node-name=disk,read-only={read_only},file=file",
+        f"driver=file,node-name=file,discard=unmap,read-only={read_only},filename={_escaped(image)}",
+        "--blockdev", f"driver={format},node-name=disk,discard=unmap,read-only={read_only},file=file",
         "--export",
         _export(view, writable=writable),
         "--pidfile", os.fspath(scratch / f"{image.name}.pid"),

@@ -75,6 +75,7 @@ def create_linked(path: Path, base: Path, base_format: str) -> None:
     """Make a growing image whose untouched blocks are those of ``base``; raises VzError."""
     try:
         run(["create", "-q", "-f", "qcow2", "-b", str(base), "-F", base_format, str(path)])
+        path.chmod(0o600)
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 STOP_S = 120.0
 _POLL_S = 0.05
+_AGENT_S = 2.0
 #: A guest that is still booting ignores the power button: it is pressed again this often.
 _PRESS_AGAIN_S = 5.0
 
@@ -166,8 +167,17 @@ class Machine:
         return self.read_domain().setting("template") == "yes"
 
     def agent(self) -> Agent:
-        """Return the agent of a running machine; raises NotRunning."""
-        return Agent(self.running(), self.label)
+        """Return the agent of a running machine; raises NotRunning, AgentSilent.
+
+        A libvirtd that has just started (or a machine just resumed) needs a moment to reach it.
+        """
+        agent = Agent(self.running(), self.label)
+        agent.wait(_AGENT_S)
+        return agent
+
+    def wait_for_agent(self, timeout_s: float) -> None:
+        """Wait until the agent answers; raises NotRunning, AgentSilent."""
+        Agent(self.running(), self.label).wait(timeout_s)
 
     # the verbs
     def start(self) -> None:

@@ -11,6 +11,7 @@ from lxml.builder import E
 from runtime import units
 from runtime.errors import InvalidValue, ValidationFailed
 from vmm.domain import Domain, child, drop
+from vmm.faults import AgentSilent
 
 if TYPE_CHECKING:
     from vmm.change import Change
@@ -57,8 +58,9 @@ def memsize(change: Change, text: str) -> None:
 
 def _online(change: Change) -> None:
     """Let the guest use what was plugged in: some wait to be told. No agent: nothing is done."""
-    agent = change.machine.agent()
-    if not agent.answers():
+    try:
+        agent = change.machine.agent()
+    except AgentSilent:
         change.later("memory which the guest has to bring online itself")
         return
     # The guest learns of the module by ACPI, a moment after QEMU has it.

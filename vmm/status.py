@@ -18,7 +18,7 @@ from vmm.registry import MachineRecord
 SAVED = "suspended.sav"
 #: QEMU_SAVE_MAGIC of a complete image (libvirt src/qemu/qemu_saveimage.h).
 _COMPLETE = b"LibvirtQemudSave"
-_HEAD = re.compile(rb"<domstatus state='(\w+)' reason='([\w-]+)' pid='(\d+)'")
+_HEAD = re.compile(rb"<domstatus state='(\w+)' reason='([^']*)' pid='(\d+)'")
 _SYSTEM_STATES = Path("/run/libvirt/qemu")
 
 
