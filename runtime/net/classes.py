@@ -54,9 +54,10 @@ class Table:
         """Return the class of an address, None when no line covers it."""
         best: tuple[int, int] | None = None
         for network, number in self.entries:
-            if network.version == address.version and address in network:
-                if best is None or network.prefixlen >= best[0]:
-                    best = (network.prefixlen, number)
+            if network.version != address.version or address not in network:
+                continue
+            if best is None or network.prefixlen >= best[0]:
+                best = (network.prefixlen, number)
         return None if best is None else best[1]
 
 

@@ -131,7 +131,7 @@ def _pair(host: Links, netns_fd: int, net: ContainerNet) -> int:
     # No link-local address: containers have nobody to talk to on this link.
     set_sysctl(f"ipv6/conf/{name}/addr_gen_mode", "1", missing_ok=True)
     # The group first: rules match it, and the link must never be up outside of them.
-    host.set(index, group=names.GROUP_ROUTED, ifalias=f"container {net.ctid}, venet0")
+    host.change(index, group=names.GROUP_ROUTED, ifalias=f"container {net.ctid}, venet0")
     host.flags(index, IFF_UP | IFF_NOARP, IFF_MULTICAST)
     return index
 

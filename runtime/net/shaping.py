@@ -12,6 +12,7 @@ TRAFFIC_SHAPING_INCOMING, through an ifb device.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from runtime.errors import NoKernelSupport, ShapingFailed
@@ -165,8 +166,10 @@ def script(
         head = f"{family} {_T}"
         lines += [
             f"add table {head}",
-            f"add chain {head} forward "
-            "{ type filter hook forward priority -150; policy accept; }",
+            (
+                f"add chain {head} forward "
+                "{ type filter hook forward priority -150; policy accept; }"
+            ),
             f"add chain {head} none",
         ]
         for place, plan in enumerate(plans):
@@ -227,11 +230,15 @@ def _incoming(lines: list[str], plans: Sequence[Plan], table: Table) -> None:
         ifb = names.ifb(plan.device)
         _choice(lines, head, place, plan, table, "ip daddr", "ipv4_addr")
         lines += [
-            f"add chain {head} in{place} {{ type filter hook ingress "
-            f'device "{plan.device}" priority 0; policy accept; }}',
+            (
+                f"add chain {head} in{place} {{ type filter hook ingress "
+                f'device "{plan.device}" priority 0; policy accept; }}'
+            ),
             f'add rule {head} in{place} fwd to "{ifb}"',
-            f"add chain {head} out{place} {{ type filter hook egress "
-            f'device "{ifb}" priority 0; policy accept; }}',
+            (
+                f"add chain {head} out{place} {{ type filter hook egress "
+                f'device "{ifb}" priority 0; policy accept; }}'
+            ),
             f"add rule {head} out{place} ip saddr vmap @d{place}v4",
         ]
 
@@ -310,6 +317,26 @@ def add(
             nft.run("\n".join(lines) + "\n")
         except NftFailed as error:
             raise ShapingFailed(error.message) from error
+
+
+def drop(
+    host: Links, nft: Nft, plans: Sequence[Plan], environment: Shaped, *, incoming: bool = False
+) -> None:
+    """Remove one environment's classes and elements; absent is success."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    lines = _elements(plans, environment) + (_inside(plans, environment) if incoming else [])
+    for line in lines:
+        # One by one: what is there with another class, or not at all, must not keep the rest.
+        with suppress(NftFailed):
+            nft.run(line.replace("add element", "delete element", 1) + "\n")
+    for plan in plans:
+        for device in (plan.device, names.ifb(plan.device)):
+            index = host.index(device)
+            for number in environment.shares.get(plan.device, {}) if index else ():
+                handle = _MAJOR | slots.minor(environment.slot, number)
+                with suppress(NetlinkError):
+                    host.route.tc("del-class", index=index, handle=handle)
 
 
 def is_on(nft: Nft) -> bool:
