@@ -19,9 +19,6 @@ from runtime.exec import SCRIPT_FD, Command
 if TYPE_CHECKING:
     from runtime.container import Container
 
-#: More than this of a program's output is not kept: a container must not fill our memory.
-_KEPT_BYTES = 4 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -36,19 +33,20 @@ def run(
     argv: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
-    stdin: bytes = b"",
+    stdin: bytes | int = b"",
     script: bytes | None = None,
     timeout_s: float = 3600.0,
     on_line: Callable[[str], None] | None = None,
+    keep_bytes: int = 4 << 20,
 ) -> Done:
     """Run ``argv`` in the running container ``ct``; its output and errors come back together.
 
-    ``script`` is text the program finds at ``/proc/self/fd/3``; ``on_line`` gets each line as it
-    comes. A program that cannot be executed has status 126 or 127. Raises NotRunning,
+    ``stdin`` is what it reads, or a descriptor it reads from. ``script`` is text the program finds at ``/proc/self/fd/3``; ``on_line`` gets each line as it
+    comes; output beyond ``keep_bytes`` is dropped, lest a container fill our memory. A program that cannot be executed has status 126 or 127. Raises NotRunning,
     SystemFailure, ExecTimeout after ``timeout_s`` (it is killed then).
     """
     out_r, out_w = os.pipe2(os.O_CLOEXEC)
-    source = _memory(stdin)
+    source = _memory(stdin) if isinstance(stdin, bytes) else os.dup(stdin)
     held = _memory(script) if script is not None else -1
     try:
         command = Command(
@@ -68,7 +66,7 @@ def run(
                 os.close(fd)
     with mounts.closing(out_r):
         try:
-            text = _collect(out_r, time.monotonic() + timeout_s, on_line)
+            text = _collect(out_r, time.monotonic() + timeout_s, on_line, keep_bytes)
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(started.pid, signal.SIGKILL)
@@ -98,7 +96,9 @@ def _memory(data: bytes) -> int:
     return fd
 
 
-def _collect(fd: int, deadline: float, on_line: Callable[[str], None] | None) -> str:
+def _collect(
+    fd: int, deadline: float, on_line: Callable[[str], None] | None, keep_bytes: int
+) -> str:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     kept = bytearray()
@@ -110,7 +110,7 @@ def _collect(fd: int, deadline: float, on_line: Callable[[str], None] | None) ->
         piece = os.read(fd, 65536)
         if not piece:
             break
-        if len(kept) < _KEPT_BYTES:
+        if len(kept) < keep_bytes:
             kept += piece
         if on_line is not None:
             *lines, partial = (partial + piece).split(b"\n")

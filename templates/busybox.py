@@ -12,7 +12,8 @@ from runtime.progress import Progress
 from templates.catalogue import Template
 from templates.errors import ProgramFailed, TemplateBroken
 
-_PROGRAM = Path("/bin/busybox")
+#: This server's own static busybox, which the template is made of.
+PROGRAM = Path("/bin/busybox")
 _PT_INTERP = 3  # elf(5)
 _DIRECTORIES = {
     "bin": 0o755,
@@ -52,14 +53,14 @@ def build(paths: Paths, template: Template, tree: Path, progress: Progress) -> N
 
     Raises ProgramFailed when the server has no static busybox, TemplateBroken.
     """
-    if not is_static(_PROGRAM):
+    if not is_static(PROGRAM):
         raise ProgramFailed(
-            f"{_PROGRAM} is no static program", hint="apt-get install busybox-static"
+            f"{PROGRAM} is no static program", hint="apt-get install busybox-static"
         )
     for name, mode in _DIRECTORIES.items():
         (tree / name).mkdir(exist_ok=True)
         os.chmod(tree / name, mode)
-    shutil.copyfile(_PROGRAM, tree / "bin/busybox")
+    shutil.copyfile(PROGRAM, tree / "bin/busybox")
     os.chmod(tree / "bin/busybox", 0o755)
     progress.amount(f"Building {template.name}", 0.5, 1)
     for applet in _applets():
@@ -109,7 +110,7 @@ def unpack(text: str, tree: Path) -> None:
 def _applets() -> list[str]:
     """Return the places of all applets, relative to the root."""
     done = subprocess.run(
-        [str(_PROGRAM), "--list-full"], capture_output=True, text=True, check=True, env={}
+        [str(PROGRAM), "--list-full"], capture_output=True, text=True, check=True, env={}
     )
     return sorted(done.stdout.split())
 

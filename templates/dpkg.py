@@ -16,7 +16,8 @@ from templates.catalogue import Template
 from templates.errors import FetchFailed, ProgramFailed
 from templates.sources import Source
 
-_ARCHES = {"x86_64": "amd64", "x86": "i386", "aarch64": "arm64"}
+#: Architecture of a template's name → dpkg's.
+ARCHES = {"x86_64": "amd64", "x86": "i386", "aarch64": "arm64"}
 #: What mmdebstrap says (on its "I:" lines) → how far it then is, roughly, by time.
 _STEPS = (
     ("running apt-get update", 0.05),
@@ -58,7 +59,7 @@ def build(paths: Paths, template: Template, tree: Path, progress: Progress) -> N
             "--variant=minbase",
             "--format=directory",
             "--skip=output/dev,download/empty,essential/unlink",
-            f"--architectures={_ARCHES.get(template.parts.arch, template.parts.arch)}",
+            f"--architectures={ARCHES.get(template.parts.arch, template.parts.arch)}",
             f"--include={','.join(template.recipe.packages)}",
             # _apt cannot reach the area, which is root's alone.
             '--aptopt=APT::Sandbox::User "root"',
