@@ -105,7 +105,7 @@ class Apt:
         for recipe in extra:
             lines = lines + [line for line in recipe.repositories if line not in lines]
         entries = sources.apt_sources(paths, lines, template.parts.os)
-        for directory in ("etc", "lists/partial", "cache", "archives/partial"):
+        for directory in ("etc/parts", "lists/partial", "cache", "archives/partial"):
             (self.place / directory).mkdir(parents=True, exist_ok=True)
         self._list = self.place / "etc/sources.list"
         text = "".join(f"{entry.line}\n" for entry in entries)
@@ -115,17 +115,18 @@ class Apt:
         # Instead of this server's own apt.conf.
         self._config = self.place / "etc/apt.conf"
         self._config.touch()
+        (self.place / "etc/preferences").touch()
         settings = {
             "Dir::State": str(self.place),
             "Dir::State::Lists": str(self.place / "lists"),
             "Dir::State::Status": str(status),
-                        "Dir::Cache": str(self.place / "cache"),
+            "Dir::Cache": str(self.place / "cache"),
             "Dir::Cache::Archives": str(self.archives),
             "Dir::Etc": str(self.place / "etc"),
             "Dir::Etc::SourceList": str(self._list),
-            "Dir::Etc::SourceParts": "none",
-            "Dir::Etc::Preferences": "none",
-            "Dir::Etc::PreferencesParts": "none",
+            "Dir::Etc::SourceParts": "parts",
+            "Dir::Etc::Preferences": "preferences",
+            "Dir::Etc::PreferencesParts": "parts",
             "APT::Architecture": ARCHES.get(template.parts.arch, template.parts.arch),
             "APT::Architectures": ARCHES.get(template.parts.arch, template.parts.arch),
             "APT::Install-Recommends": "false",

@@ -42,11 +42,16 @@ def init_of(tree: Path) -> tuple[str, int]:
 
 
 def dpkg_stanzas(tree: Path) -> Iterator[dict[str, str]]:
-    """Yield the fields of every installed package of dpkg's database (dpkg(1), status file)."""
+    """Yield the fields of every installed package of the tree's dpkg database."""
     try:
         text = (tree / "var/lib/dpkg/status").read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return
+    yield from parse_status(text)
+
+
+def parse_status(text: str) -> Iterator[dict[str, str]]:
+    """Yield the fields of every installed package (dpkg(1), the file status)."""
     for block in text.split("\n\n"):
         fields: dict[str, str] = {}
         key = ""

@@ -30,6 +30,7 @@ CHANGING = (PACKAGES, GROUPS, CACHE_ONLY, REMOTE, TEST, FORCE, DEPENDENCIES, TIM
 
 _CACHES = "tools.vzpkg_caches"
 _CATALOGUE = "tools.vzpkg_catalogue"
+_CONTAINER = "tools.vzpkg_container"
 
 VERBS: tuple[Verb, ...] = (
     Verb("list", "list templates, or what a container has", f"{_CATALOGUE}:list_", (
@@ -61,6 +62,24 @@ VERBS: tuple[Verb, ...] = (
     Verb("update cache", "build caches anew where there are newer packages",
          f"{_CACHES}:update", (TEMPLATES, FORCE, QUIET)),
     Verb("remove cache", "remove caches of OS templates", f"{_CACHES}:remove", (TEMPLATES,)),
+    Verb("install", "install application templates or packages in a running container",
+         f"{_CONTAINER}:install", (CT, OBJECTS, *CHANGING)),
+    Verb("localinstall", "install package files of the server in a running container",
+         f"{_CONTAINER}:localinstall", (
+             CT, option("files", help="package files", metavar="FILE", nargs="+"),
+             CACHE_ONLY, REMOTE, TEST, FORCE, TIMEOUT), aliases=("localupdate",)),
+    Verb("update", "update a running container, or some templates or packages in it",
+         f"{_CONTAINER}:update", (CT, OBJECTS, *CHANGING)),
+    Verb("remove", "remove application templates or packages from a running container",
+         f"{_CONTAINER}:remove", (CT, OBJECTS, *CHANGING)),
+    Verb("status", "tell whether there are updates (exit status 22: there are)",
+         f"{_CONTAINER}:status", (
+             option("object", help="container or OS template", metavar="CT|OSTEMPLATE"),
+             CACHE_ONLY, REMOTE, JSON), changes=False),
+    Verb("update metadata", "fetch the package lists of templates", f"{_CONTAINER}:metadata", (
+        TEMPLATES,)),
+    Verb("fetch", "fetch what updates of templates need, install nothing",
+         f"{_CONTAINER}:fetch", (TEMPLATES,)),
     Verb("clean", "remove what is no longer used", f"{_CACHES}:clean", (
         TEMPLATES,
         option("-k", "--packages", help="packages that were fetched", action="store_true"),
@@ -137,6 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidOption as error:
         print(f"vzpkg: {error.message}", file=sys.stderr)
         return PROGRAM.usage_code
+    if "site" not in sys.modules:
+        # A "status" is started without it, as one that only reads files; ours needs libraries.
+        import site
+
+        site.main()
     return run_program(PROGRAM, arguments)
 
 
