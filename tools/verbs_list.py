@@ -9,6 +9,9 @@ from runtime import registry
 from tools._command import JSON, Context, Verb, option
 from tools._entries import BASE, Entry, entries, ostemplate
 from tools._listing import Field, Value, choose, print_fields, print_json, print_table, sort
+from tools._machine_entries import MachineEntry, machine_entries
+from tools.environments import Kind, kind_of
+from vmm import registry as machines
 
 _DEFAULT = "status,ip,name"
 _DEFAULT_LONG = "uuid,status,ip_configured,type,name"
@@ -56,6 +59,36 @@ FIELDS: dict[str, Field[Entry]] = {
 }
 
 
+Row = Entry | MachineEntry
+
+
+def _of_both(field: Field[Entry]) -> Field[Row]:
+    """Return the field as both kinds of environment have it."""
+
+    def value(row: Row) -> Value:
+        return row.value(field.name) if isinstance(row, MachineEntry) else field.value(row)
+
+    return Field(field.name, field.heading, field.width, value, field.show)
+
+
+def _running(row: Row) -> bool:
+    return row.running if isinstance(row, MachineEntry) else row.status.running
+
+
+def _label(row: Row) -> str:
+    return row.label if isinstance(row, MachineEntry) else row.record.label
+
+
+def _rows(context: Context, args: argparse.Namespace) -> list[Row]:
+    """Return the environments the command line asks for, by kind."""
+    rows: list[Row] = []
+    if not args.template and args.vmtype != "vm":
+        rows += entries(context)
+    if args.vmtype != "ct":
+        rows += [row for row in machine_entries(context) if row.is_template == args.template]
+    return rows
+
+
 def list_(context: Context, args: argparse.Namespace) -> int:
     """Print the environments, running ones unless told otherwise."""
     if args.list_fields:
@@ -67,20 +100,24 @@ def list_(context: Context, args: argparse.Namespace) -> int:
         names = _DEFAULT_TEMPLATES
     else:
         names = _DEFAULT_LONG if args.long else _DEFAULT
-    chosen = choose(FIELDS, names, unknown="The {} field name is unknown.")
-    rows = [] if args.template or args.vmtype == "vm" else entries(context)
-    if args.ident:
+    fields = {name: _of_both(field) for name, field in FIELDS.items()}
+    chosen = choose(fields, names, unknown="The {} field name is unknown.")
+    rows = _rows(context, args)
+    if args.ident and kind_of(context, args.ident) is Kind.MACHINE:
+        uuid = machines.find(context.paths, args.ident).uuid
+        rows = [r for r in rows if isinstance(r, MachineEntry) and r.record.uuid == uuid]
+    elif args.ident:
         wanted = registry.find(context.paths, args.ident)
-        rows = [row for row in rows if row.ctid == wanted.ctid]
-    elif not args.all:
-        rows = [row for row in rows if row.status.running]
+        rows = [row for row in rows if isinstance(row, Entry) and row.ctid == wanted.ctid]
+    elif not args.all and not args.template:
+        rows = [row for row in rows if _running(row)]
     if args.name_pattern:
-        rows = [r for r in rows if fnmatch.fnmatchcase(r.record.label, args.name_pattern)]
+        rows = [row for row in rows if fnmatch.fnmatchcase(_label(row), args.name_pattern)]
     key = args.sort or "name"
-    field = choose(FIELDS, key.lstrip("-"), unknown="The {} field name is unknown.")[0]
+    field = choose(fields, key.lstrip("-"), unknown="The {} field name is unknown.")[0]
     rows = sort(rows, field, descending=key.startswith("-"))
     if args.json:
-        print_json(rows, chosen if args.output else list(FIELDS.values()))
+        print_json(rows, chosen if args.output else list(fields.values()))
     else:
         print_table(rows, chosen, heading=not args.no_header)
     return 0

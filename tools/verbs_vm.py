@@ -363,7 +363,7 @@ def choose(context: Context, word: str, tail: Sequence[str]) -> Verb | None:
     if word not in rows:
         return None
     if word == "create":
-        return rows[word] if _creates_machine(tail) else None
+        return rows[word] if _creates_machine(context, tail) else None
     if word == "list" and not any(flag in tail for flag in ("-i", "--info")):
         return None
     if word in ("register", "convert"):
@@ -380,13 +380,19 @@ def choose(context: Context, word: str, tail: Sequence[str]) -> Verb | None:
     return None
 
 
-def _creates_machine(tail: Sequence[str]) -> bool:
+def _creates_machine(context: Context, tail: Sequence[str]) -> bool:
+    from vmm.registry import is_machine
+
     pairs = list(zip(tail, [*tail[1:], ""], strict=True))
     if any(pair == ("--vmtype", "ct") for pair in pairs) or "--vmtype=ct" in tail:
         return False
     if any(pair == ("--vmtype", "vm") for pair in pairs) or "--vmtype=vm" in tail:
         return True
-    return any(part.partition("=")[0] in _MACHINE_ONLY for part in tail)
+    if any(part.partition("=")[0] in _MACHINE_ONLY for part in tail):
+        return True
+    # -t names a template of machines, or one of containers.
+    given = [value for flag, value in pairs if flag in ("-t", "--ostemplate")]
+    return any(is_machine(context.paths, value) for value in given)
 
 
 def _is_foreign(tail: Sequence[str]) -> bool:
