@@ -6,13 +6,14 @@ gone when its `with` block ends, also when the file system under test hangs.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,8 +64,14 @@ class Bed:
 
     def abandon(self) -> None:
         """Get rid of the mount even when nobody answers behind it, or there is none."""
-        while os.path.ismount(self.merged):
-            calls.unmount(str(self.merged))
+        # stat(2) fails on the mount of a dead server, so ismount() cannot be asked.
+        while True:
+            try:
+                calls.unmount(str(self.merged))
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.ENOENT):
+                    return
+                raise
 
     @contextmanager
     def mounted(self) -> Iterator[Bed]:
@@ -115,10 +122,18 @@ class Vzfs(Bed):
     #: Further fields of vzfs.options.Options.
     settings: dict[str, object] = {}
     server = -1
+    device = -1
+    #: Keep the descriptor of /dev/fuse, so that `serve(resume=True)` can follow a dead server.
+    supervised = False
 
     @classmethod
     def missing(cls) -> str:
         return _lacks("vzfs.transport_kernel")
+
+    @property
+    def log(self) -> Path:
+        """Where the server's words go."""
+        return self.home / "server.log"
 
     def options(self) -> Options:
         """Return what the server is told."""
@@ -136,41 +151,65 @@ class Vzfs(Bed):
         from vzfs import server
 
         server.preload()
-        device = server.open_device()
-        try:
-            server.mount(device, self.options(), self.merged)
-            self.server = self.serve(device)
-        finally:
-            os.close(device)
+        self.device = server.open_device()
+        server.mount(self.device, self.options(), self.merged)
+        self.serve()
+        if not self.supervised:
+            self.let_go()
 
-    def serve(self, device: int, resume: bool = False) -> int:
-        """Fork a server for a descriptor of /dev/fuse and return its process id."""
+    def let_go(self) -> None:
+        """Close our own descriptor of /dev/fuse: without a server the mount is then dead."""
+        if self.device >= 0:
+            os.close(self.device)
+            self.device = -1
+
+    def serve(self, resume: bool = False, prepare: Callable[[], None] = lambda: None) -> None:
+        """Fork a server for the mount; `prepare` runs in it first."""
         from vzfs import server
 
         child = os.fork()
         if child:
-            return child
+            self.server = child
+            return
+        device = self.device
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            log = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+            os.dup2(log, 2)
             # What the tests hold open would keep other mounts busy.
             os.closerange(3, device)
             os.closerange(device + 1, 65536)
+            prepare()
             server.serve(device, self.options(), resume=resume)
             status = 0
         except BaseException:
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(status)
 
     def unmount(self) -> None:
         calls.unmount(str(self.merged), 0)
+        self.let_go()
         self._reap(10)
 
     def abandon(self) -> None:
         """Kill the server: the kernel then fails every request that waits for it."""
+        self.let_go()
         self._reap(0)
         super().abandon()
+
+    def kill(self) -> None:
+        """kill -9 the server and wait until it is gone."""
+        os.kill(self.server, signal.SIGKILL)
+        os.waitpid(self.server, 0)
+        self.server = -1
+
+    def died(self) -> bool:
+        """Whether the server ended by itself; it is reaped then."""
+        if self.server >= 0 and os.waitpid(self.server, os.WNOHANG)[0]:
+            self.server = -1
+        return self.server < 0
 
     def _reap(self, patience_s: float) -> None:
         if self.server < 0:
@@ -178,16 +217,15 @@ class Vzfs(Bed):
         deadline = time.monotonic() + patience_s
         while not (done := os.waitpid(self.server, os.WNOHANG))[0]:
             if time.monotonic() > deadline:
-                os.kill(self.server, signal.SIGKILL)
-                done = os.waitpid(self.server, 0)
+                self.kill()
                 if patience_s:
                     raise AssertionError("the server outlives its mount")
-                break
+                return
             time.sleep(0.002)
         self.server = -1
         status = os.waitstatus_to_exitcode(done[1])
         if patience_s and status != 0:
-            raise AssertionError(f"the server ended with {status}")
+            raise AssertionError(f"the server ended with {status}:\n{self.log.read_text()[-3000:]}")
 
 
 class VzfsPyfuse3(Vzfs):

@@ -1,0 +1,484 @@
+"""The file server may die at any moment: what was acknowledged stays, what was not is whole.
+
+The tests play the supervisor: they hold a duplicate of the /dev/fuse descriptor and fork another
+server when one was killed.
+"""
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from posixcases import beds
+from posixcases.trees import difference, snapshot
+
+pytestmark = pytest.mark.root
+
+KILLS = int(os.environ.get("PYVZ_CRASH_KILLS", "100"))
+BIG = 3 << 20
+TRANSPORTS = ["vzfs-kernel", "vzfs-pyfuse3"]
+
+
+def supervised(bed: str, home: Path) -> beds.Vzfs:
+    """Return a bed whose server can be replaced."""
+    kind = beds.BEDS[bed]
+    if missing := kind.missing():
+        pytest.skip(missing)
+    subject = kind(home / "bed")
+    assert isinstance(subject, beds.Vzfs)
+    subject.supervised = True
+    return subject
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a real file system; the trees in it are not worth keeping."""
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+# A load which knows what it was promised -----------------------------------------------------------
+
+
+class Load:
+    """Random changes of one directory, and what must be there after each acknowledged one.
+
+    A request the dead server had carried out without answering is asked again, so that an act may
+    find its own result: that is counted, and right if the result is there.
+    """
+
+    def __init__(self, home: Path, number: int) -> None:
+        self.home = home
+        self.dice = random.Random(number)
+        self.files: dict[str, bytes] = {}
+        self.folders: set[str] = set()
+        self.acts = 0
+        self.repeated = 0
+        self.serial = 0
+        for name in sorted(os.listdir(home)):
+            self.files[name] = (home / name).read_bytes()
+        # Open over all kills: passthrough must not notice them.
+        self.held_name = sorted(self.files)[0]
+        self.held = os.open(home / self.held_name, os.O_RDWR)
+        self.reader = os.open(home / sorted(self.files)[1], os.O_RDONLY)
+        self.reader_data = self.files.pop(sorted(self.files)[1])
+
+    def run(self, stop: mmap.mmap) -> None:
+        """Act until told to stop, then look at everything."""
+        acts = (self.create, self.append, self.append, self.rewrite, self.rename, self.unlink, self.mkdir, self.rmdir, self.attributes, self.link, self.check, self.through_held)  # fmt: skip
+        while not stop[0]:
+            self.dice.choice(acts)()
+            self.acts += 1
+        for name, data in self.files.items():
+            self.same(name, data)
+        assert os.pread(self.reader, 1 << 20, 0) == self.reader_data[: 1 << 20]
+
+    def once(self, act: Callable[[], object], done: int, holds: Callable[[], bool]) -> None:
+        """Do something that cannot be done twice; the error `done` may mean that it was."""
+        try:
+            act()
+        except OSError as error:
+            if error.errno != done or not holds():
+                raise
+            self.repeated += 1
+
+    def new(self) -> str:
+        self.serial += 1
+        return f"new{self.serial}"
+
+    def some(self) -> str:
+        return self.dice.choice(sorted(set(self.files) - {self.held_name}))
+
+    def same(self, name: str, data: bytes) -> None:
+        got = (self.home / name).read_bytes()
+        assert got == data, f"{name}: {len(got)} bytes differ from {len(data)}: {got[:40]!r} {data[:40]!r}"
+
+    def create(self) -> None:
+        name, data = self.new(), self.dice.randbytes(self.dice.choice([0, 10, 5000, 100_000]))
+        flags = os.O_CREAT | os.O_WRONLY
+        one = os.open(self.home / name, flags, 0o644)
+        os.write(one, data)
+        os.close(one)
+        self.files[name] = data
+
+    def append(self) -> None:
+        name, data = self.some(), b"appended %d" % self.acts
+        one = os.open(self.home / name, os.O_WRONLY)
+        os.pwrite(one, data, len(self.files[name]))
+        if self.dice.random() < 0.1:
+            os.fsync(one)
+        os.close(one)
+        self.files[name] += data
+
+    def rewrite(self) -> None:
+        name, data = self.some(), b"rewritten %d" % self.acts
+        os.truncate(self.home / name, 0)
+        one = os.open(self.home / name, os.O_WRONLY)
+        os.pwrite(one, data, 0)
+        os.close(one)
+        self.files[name] = data
+
+    def rename(self) -> None:
+        old, new = self.some(), self.new()
+        self.once(
+            lambda: os.rename(self.home / old, self.home / new),
+            errno.ENOENT,
+            lambda: (self.home / new).exists() and not (self.home / old).exists(),
+        )
+        self.files[new] = self.files.pop(old)
+        assert not (self.home / old).exists()
+
+    def unlink(self) -> None:
+        if len(self.files) < 6:
+            return
+        name = self.some()
+        self.once(
+            lambda: os.unlink(self.home / name), errno.ENOENT, lambda: not (self.home / name).exists()
+        )
+        del self.files[name]
+        assert not (self.home / name).exists()
+
+    def mkdir(self) -> None:
+        name = self.new()
+        self.once(lambda: os.mkdir(self.home / name), errno.EEXIST, lambda: (self.home / name).is_dir())
+        self.folders.add(name)
+
+    def rmdir(self) -> None:
+        if self.folders:
+            name = self.folders.pop()
+            path = self.home / name
+            self.once(lambda: os.rmdir(path), errno.ENOENT, lambda: not path.exists())
+
+    def attributes(self) -> None:
+        name = self.some()
+        mode = self.dice.choice([0o600, 0o640, 0o755])
+        os.chmod(self.home / name, mode)
+        os.setxattr(self.home / name, "user.act", b"%d" % self.acts)
+        status = os.stat(self.home / name)
+        assert status.st_mode & 0o777 == mode
+        assert os.getxattr(self.home / name, "user.act") == b"%d" % self.acts
+
+    def link(self) -> None:
+        old, new = self.some(), self.new()
+        self.once(
+            lambda: os.link(self.home / old, self.home / new),
+            errno.EEXIST,
+            lambda: (self.home / new).samefile(self.home / old),
+        )
+        # The new name takes over the content and the old one goes: groups would need a model.
+        self.once(
+            lambda: os.unlink(self.home / old), errno.ENOENT, lambda: not (self.home / old).exists()
+        )
+        self.files[new] = self.files.pop(old)
+
+    def check(self) -> None:
+        name = self.some()
+        self.same(name, self.files[name])
+        listed = set(os.listdir(self.home))
+        assert set(self.files) | self.folders <= listed, "a name is missing from the listing"
+
+    def through_held(self) -> None:
+        data = b"held %d" % self.acts
+        assert os.pwrite(self.held, data, 0) == len(data)
+        assert os.pread(self.held, len(data), 0) == data
+        assert os.pread(self.reader, 100, 50) == self.reader_data[50:150]
+        self.files[self.held_name] = data + self.files[self.held_name][len(data) :]
+
+
+def _run_load(home: Path, number: int, stop: mmap.mmap, report: int) -> None:
+    """Run in a process of its own and report as JSON what must be there, or what went wrong."""
+    try:
+        load = Load(home, number)
+        load.run(stop)
+        result: dict[str, object] = {
+            "acts": load.acts,
+            "repeated": load.repeated,
+            "folders": sorted(load.folders),
+            "files": {n: hashlib.sha256(d).hexdigest() for n, d in load.files.items()},
+        }
+    except BaseException as error:
+        import traceback
+
+        result = {"error": f"{error!r}\n{traceback.format_exc(limit=-4)}"}
+    os.write(report, json.dumps(result).encode())
+
+
+@pytest.mark.parametrize("bed", TRANSPORTS)
+def test_a_mixed_load_survives_many_deaths_of_the_server(home: Path, bed: str) -> None:
+    subject = supervised(bed, home)
+    loads = 3
+    kills = KILLS if bed == "vzfs-kernel" else KILLS // 4
+    dice = random.Random(7)
+    for number in range(loads):
+        folder = subject.lower / f"load{number}"
+        folder.mkdir()
+        for name in range(12):
+            (folder / f"lower{name}").write_bytes(dice.randbytes(dice.choice([100, 9000, 400_000])))
+    below = snapshot(subject.lower)
+    subject.mount()
+    stop = mmap.mmap(-1, 1)
+    children = []
+    reports = []
+    try:
+        for number in range(loads):
+            near, far = os.pipe()
+            child = os.fork()
+            if child == 0:
+                subject.let_go()
+                _run_load(subject.merged / f"load{number}", number, stop, far)
+                os._exit(0)
+            os.close(far)
+            children.append(child)
+            reports.append(near)
+        died_early = 0
+        for _ in range(kills):
+            time.sleep(dice.choice([0.005, 0.05, 0.1, 0.3]))
+            if subject.died():
+                died_early += 1
+            else:
+                subject.kill()
+            subject.serve(resume=True)
+        time.sleep(0.3)
+        stop[0] = 1
+        results = [_report(near) for near in reports]
+        assert died_early == 0, subject.log.read_text()[-2000:]
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        if subject.server >= 0 and subject.died():
+            subject.let_go()
+        for child in children:
+            os.waitpid(child, 0)
+        for near in reports:
+            os.close(near)
+        if any("error" in r for r in locals().get("results", [{"error": ""}])):
+            subject.abandon()
+    for result in results:
+        assert "error" not in result, result["error"]
+    subject.remount()
+    try:
+        for number, result in enumerate(results):
+            folder = subject.merged / f"load{number}"
+            files, folders = result["files"], result["folders"]
+            for name, digest in files.items():
+                assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+            for name in folders:
+                assert (folder / name).is_dir()
+            known = set(files) | set(folders)
+            extra = set(os.listdir(folder)) - known
+            assert len(extra) <= 1, f"names nobody made: {extra}"  # the reader's own file
+    finally:
+        subject.abandon()
+    assert not difference(snapshot(subject.lower), below)
+    acts, repeated = (sum(r[k] for r in results) for k in ("acts", "repeated"))
+    print(f"{bed}: {kills} kills, {acts} acts, {repeated} of them found done")
+    assert acts > kills
+
+
+def _report(near: int) -> dict[str, object]:
+    text = b""
+    deadline = time.monotonic() + 60
+    os.set_blocking(near, False)
+    while time.monotonic() < deadline:
+        try:
+            piece = os.read(near, 1 << 20)
+        except BlockingIOError:
+            time.sleep(0.01)
+            continue
+        if not piece:
+            break
+        text += piece
+    return json.loads(text) if text else {"error": "the load hangs"}
+
+
+# Death at every step -------------------------------------------------------------------------------
+
+STEPS = (
+    "open", "mkdir", "mknod", "symlink", "link", "rename", "unlink", "rmdir", "setxattr",
+    "removexattr", "chmod", "fchmod", "chown", "fchown", "lchown", "utime", "truncate", "ftruncate",
+    "write", "writev", "pwrite", "copy_file_range", "sendfile", "fsync", "fdatasync",
+)  # fmt: skip
+OWN_STEPS = ("rename", "link_followed", "fallocate", "ficlone", "set_flags")
+
+
+class Fuse:
+    """Makes a server kill itself before the n-th step that changes something, once armed."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.shared = mmap.mmap(-1, 16)  # [0] armed; [8:16] steps counted
+
+    def prepare(self) -> None:
+        """Wrap, in the server's process, whatever can change the disk or answer a request."""
+        from vzfs import syscalls
+
+        for module, names in ((os, STEPS), (syscalls, OWN_STEPS)):
+            for name in names:
+                setattr(module, name, self._wrap(getattr(module, name)))
+
+    def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: object, **kw: object) -> object:
+            if self.shared[0]:
+                count = int.from_bytes(self.shared[8:16], "little") + 1
+                self.shared[8:16] = count.to_bytes(8, "little")
+                if count == self.limit:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kw)
+
+        return step
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something a user does, and the error that says it was done before."""
+
+    name: str
+    act: Callable[[Path], object]
+    done: int = 0
+
+
+def _write(path: Path, data: bytes, offset: int) -> None:
+    one = os.open(path, os.O_WRONLY)
+    try:
+        os.pwrite(one, data, offset)
+    finally:
+        os.close(one)
+
+
+ACTS = (
+    Act("chmod", lambda r: os.chmod(r / "d/big", 0o600)),
+    Act("write", lambda r: _write(r / "d/big", b"NEW", 5)),
+    Act("truncate", lambda r: os.truncate(r / "d/big", 7)),
+    Act("write-linked", lambda r: _write(r / "d/one", b"NEW", 5)),
+    Act("unlink-linked", lambda r: os.unlink(r / "d/one"), errno.ENOENT),
+    Act("unlink", lambda r: os.unlink(r / "d/big"), errno.ENOENT),
+    Act("rmdir", lambda r: os.rmdir(r / "empty"), errno.ENOENT),
+    Act("mkdir", lambda r: os.mkdir(r / "d/new"), errno.EEXIST),
+    Act("link", lambda r: os.link(r / "d/big", r / "e/big2"), errno.EEXIST),
+    Act("rename", lambda r: os.rename(r / "d/big", r / "e/moved"), errno.ENOENT),
+    Act("rename-over", lambda r: os.rename(r / "d/big", r / "d/one"), errno.ENOENT),
+    Act("rename-folder", lambda r: os.rename(r / "d", r / "e/d"), errno.ENOENT),
+    Act("rename-folder-over", lambda r: os.rename(r / "d", r / "empty"), errno.ENOENT),
+    Act("setxattr", lambda r: os.setxattr(r / "d/big", "user.a", b"b")),
+)
+
+
+def _build(root: Path) -> None:
+    for name in ("d", "e", "empty", "d/sub"):
+        (root / name).mkdir(mode=0o755)
+    (root / "d/big").write_bytes(bytes(range(256)) * (BIG // 256))
+    (root / "d/one").write_bytes(b"one of two names")
+    (root / "d/sub/deep").write_bytes(b"deep")
+    os.link(root / "d/one", root / "e/two")
+    for path in (root / "d/big", root / "d/one"):
+        os.utime(path, ns=(1000, 2000))
+
+
+@pytest.mark.parametrize("act", ACTS, ids=lambda a: a.name)
+@pytest.mark.parametrize("after", ["replaced", "rebooted"])
+def test_death_at_every_step_leaves_old_or_new(home: Path, act: Act, after: str) -> None:
+    old_tree, new_tree = home / "old", home / "new"
+    for tree in (old_tree, new_tree):
+        tree.mkdir()
+        _build(tree)
+    act.act(new_tree)
+    old, new = snapshot(old_tree), snapshot(new_tree)
+    deaths = 0
+    for limit in range(1, 400):
+        subject = supervised("vzfs-kernel", home / f"step{limit}")
+        _build(subject.lower)
+        died = _die_at(subject, act, limit, after, old, new)
+        assert not difference(snapshot(subject.lower), old), f"step {limit}: the layer changed"
+        shutil.rmtree(subject.home, ignore_errors=True)
+        if not died:
+            break
+        deaths += 1
+    print(f"{act.name}: {deaths} steps")
+    assert 2 <= deaths < 399
+
+
+def _die_at(
+    subject: beds.Vzfs, act: Act, limit: int, after: str, old: dict[str, object], new: dict[str, object]
+) -> bool:
+    """Let the server die before its `limit`-th step of an act; return whether it got that far."""
+    from vzfs import server
+
+    fuse = Fuse(limit)
+    where = f"death before step {limit}"
+    subject.device = server.open_device()
+    server.mount(subject.device, subject.options(), subject.merged)
+    try:
+        subject.serve(prepare=fuse.prepare)
+        os.stat(subject.merged / "d/big")
+        fuse.shared[0] = 1
+        user = os.fork()
+        if user == 0:
+            subject.let_go()
+            code = 0
+            try:
+                act.act(subject.merged)
+            except OSError as error:
+                code = error.errno or 255
+            finally:
+                os._exit(code)
+        died, code = _until_over(subject, user, replace=after == "replaced")
+        # The close of a file is answered after its user is gone.
+        time.sleep(0.005)
+        fuse.shared[0] = 0
+        if not died and subject.died():
+            died = True
+            if after == "replaced":
+                subject.serve(resume=True)
+        if after == "rebooted" and died:
+            subject.abandon()
+            subject.mount()
+        elif not died:
+            assert code == 0, f"without a death: {errno.errorcode.get(code, code)}"
+        got = snapshot(subject.merged)
+        if not died or (after == "replaced"):
+            assert code in (0, act.done), f"{where}: {errno.errorcode.get(code, code)}"
+            assert not (d := difference(got, new)), f"{where}: {d}"
+        else:
+            assert got in (old, new), f"{where}: {difference(got, old)} / {difference(got, new)}"
+        subject.remount()
+        assert snapshot(subject.merged) == got, f"{where}: another tree after a remount"
+    finally:
+        subject.abandon()
+    _consistent(subject)
+    return died
+
+
+def _until_over(subject: beds.Vzfs, user: int, replace: bool) -> tuple[bool, int]:
+    """Wait for the user; a dead server is replaced, or the mount is given up."""
+    died = False
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(user, os.WNOHANG)
+        if pid:
+            return died, os.waitstatus_to_exitcode(status)
+        if subject.server >= 0 and subject.died():
+            died = True
+            if replace:
+                subject.serve(resume=True)
+            else:
+                subject.let_go()
+        time.sleep(0.001)
+    os.kill(user, signal.SIGKILL)
+    subject.abandon()
+    os.waitpid(user, 0)
+    raise AssertionError("the user of the mount hangs")
+
+
+def _consistent(subject: beds.Vzfs) -> None:
+    """The checker must find nothing; unfinished copies are gone after the next mount."""
+    left = [n for n in os.listdir(subject.work / "work") if n.startswith("#")]
+    assert not left, f"unfinished copies: {left}"
