@@ -128,7 +128,7 @@ def _apply(
     try:
         with server.locked():
             server.ensure()
-            _check_host(server.host, net)
+            _check_host(server, net)
             if net.ips or server.host.index(net.venet) is not None:
                 try:
                     routed.apply(server.host, netns_fd, net, server.uplinks)
@@ -197,15 +197,22 @@ def holder(host: Links, address: Address) -> str | None:
     return None
 
 
-def _check_host(host: Links, net: ContainerNet) -> None:
+def _check_host(server: Server, net: ContainerNet) -> None:
     """Refuse addresses which this host or another container of it has; raises AddressInUse."""
     for ip in net.ips:
-        where = holder(host, ip.address)
+        where = holder(server.host, ip.address)
         if where is None or where == net.venet:
             continue
         who = names.owner(where)
         by = "this server itself" if where == "lo" else f"container {who}" if who else where
         raise AddressInUse(f"the address {ip.address} is in use by {by}")
+    _check_adapters(server, net)
+
+
+def _check_adapters(server: Server, net: ContainerNet) -> None:
+    """Refuse names and MAC addresses that adapters of other containers have; raises VethFailed."""
+    if not net.adapters:
+        return
     for adapter in net.adapters:
         other = names.owner(adapter.host_ifname)
         if other is not None and other != net.ctid:

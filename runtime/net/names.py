@@ -30,6 +30,12 @@ def host_end(ctid: int, number: int) -> str:
     return name if len(name) <= _IFNAMSIZ else f"v{ctid}.{number}"
 
 
+def fitting(host_ifname: str) -> str:
+    """Return a configured ``vethCTID.N`` in the short spelling where the long one is too long."""
+    match = _HOST_END.fullmatch(host_ifname)
+    return host_end(int(match[1]), int(match[2])) if match else host_ifname
+
+
 def owner(ifname: str) -> int | None:
     """Return the container whose adapter the host's interface ``ifname`` is, or None."""
     match = _HOST_END.fullmatch(ifname)

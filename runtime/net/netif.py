@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import random
 import re
@@ -80,6 +81,12 @@ def new_mac(taken: frozenset[str] = frozenset()) -> str:
             return mac
 
 
+def derived_mac(ctid: int, ifname: str) -> str:
+    """Return the address of an adapter whose line names none: the same each time it is read."""
+    digest = hashlib.sha256(f"{ctid} {ifname}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (*_OUI, *digest[:3]))
+
+
 def check_ifname(text: str) -> str:
     """Return the name of an interface; raises VethFailed."""
     if not _IFNAME.fullmatch(text) or text in ("lo", names.VENET):
@@ -138,7 +145,7 @@ def changed(adapter: Adapter, values: Mapping[str, Sequence[str]]) -> Adapter:
         elif key == "host_mac":
             adapter = replace(adapter, host_mac=check_mac(last) if last else "")
         elif key == "host_ifname":
-            adapter = replace(adapter, host_ifname=check_ifname(last))
+            adapter = replace(adapter, host_ifname=check_ifname(names.fitting(last)))
         elif key in ("network", "bridge"):
             adapter = replace(adapter, network=check_network(last))
         elif key == "gw":
@@ -187,7 +194,9 @@ def _made(ctid: int, others: Sequence[Adapter], values: Mapping[str, Sequence[st
     if number > LARGEST_NUMBER:
         raise VethFailed(f"a container has at most {LARGEST_NUMBER} adapters")
     mac = values.get("mac", [""])[-1]
-    new = Adapter(ifname, check_mac(mac) if mac else new_mac(), names.host_end(ctid, number))
+    new = Adapter(
+        ifname, check_mac(mac) if mac else derived_mac(ctid, ifname), names.host_end(ctid, number)
+    )
     rest = {key: value for key, value in values.items() if key != "mac"}
     made = changed(new, rest)
     if made.host_ifname in taken:
@@ -219,6 +228,8 @@ def add(stored: str | None, given: str, ctid: int) -> str | None:
         for key, word in zip(places, words, strict=False):
             if word or key == "ifname":
                 values[key] = [word]
+    if values.get("mac", ["auto"]) == ["auto"]:
+        values["mac"] = [new_mac(frozenset(adapter.mac for adapter in present))]
     return text_of((*present, _made(ctid, present, values)))
 
 

@@ -1,0 +1,40 @@
+"""Makes a running container follow its network settings (named by ``net.settings``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.net import attach, guestcfg
+from runtime.net.server import Server
+
+if TYPE_CHECKING:
+    from runtime.config import Config
+    from runtime.container import Container
+
+_NETWORK = ("IP_ADDRESS", "NETIF", "USE_VENET_MASK")
+_RATES = ("RATE", "RATEBOUND")
+
+
+def _changed(before: Config, after: Config, keys: tuple[str, ...]) -> bool:
+    return any((before.get(key) or "") != (after.get(key) or "") for key in keys)
+
+
+def apply_network(ct: Container, before: Config, after: Config) -> None:
+    """Give a running container other addresses or adapters; raises as ``attach.apply_live``."""
+    if not _changed(before, after, _NETWORK):
+        return
+    attach.apply_live(ct.paths, ct.ctid, before, after, ct.init_pid)
+    guestcfg.network(ct, before, after)
+
+
+def apply_dns(ct: Container, before: Config, after: Config) -> None:
+    """Tell a running container its name servers; raises ActionScriptFailed."""
+    if _changed(before, after, ("NAMESERVER", "SEARCHDOMAIN")):
+        guestcfg.dns(ct, after)
+
+
+def apply_rate(ct: Container, before: Config, after: Config) -> None:
+    """Shape a running container's traffic anew; nothing while TRAFFIC_SHAPING is off."""
+    if _changed(before, after, _RATES):
+        with Server(ct.paths) as server, server.locked():
+            server.shape_one(ct.ctid, after)
