@@ -16,7 +16,6 @@ next command undoes what it did.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import signal
@@ -25,14 +24,13 @@ import time
 import traceback
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import NoReturn
 
 from runtime import (
-    boot,
+    children,
     control,
     hooks,
     idmap,
-    init,
+    launch,
     mounts,
     namespaces,
     procview,
@@ -47,15 +45,13 @@ from runtime import (
 from runtime.cgroups import Cgroup, Limits
 from runtime.consoles import Consoles
 from runtime.errors import (
-    EnvironmentFailed,
     MountFailed,
     MountPointFailed,
-    PrivateBroken,
     SystemFailure,
     VzError,
 )
 from runtime.log import Log
-from runtime.plan import BindSource, Plan, reread
+from runtime.plan import Plan, reread
 from runtime.reports import CallerGone, Reporter
 from runtime.state import Phase, Process, RunState
 from vzfs import server as vzfs_server
@@ -254,48 +250,28 @@ class Supervisor:
         The fork and what the start does besides go on at the same time.
         """
         self._ready_r, ready_w = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if pid == 0:
-            self._be_server(ready_w, resume=resume)
-        os.close(ready_w)
-        self.server = pid
+
+        def serve() -> None:
+            fuse_fd, ready_fd = children.FIRST_FD, children.FIRST_FD + 1
+
+            def tell() -> None:
+                os.write(ready_fd, b"R")
+                os.close(ready_fd)
+
+            vzfs_server.serve(fuse_fd, self.plan.options, resume, ready=tell)
+
+        try:
+            self.server = children.fork_server(
+                "vzfs", [self.fuse_fd, ready_w], serve, self.log, self.plan.ctid
+            )
+        finally:
+            os.close(ready_w)
 
     def _await_server(self) -> None:
         answered = os.read(self._ready_r, 1)
         os.close(self._ready_r)
         if not answered:
             raise MountFailed(f"the file server of {self.plan.private} does not start")
-
-    def _be_server(self, ready_w: int, *, resume: bool) -> NoReturn:
-        status = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            syscalls.set_name(f"vzfs-{self.plan.ctid}")
-            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
-            if ready_w != 4:
-                fuse = os.dup(self.fuse_fd)
-                os.dup2(ready_w, 4)
-                os.dup2(fuse, 3)
-            else:
-                os.dup2(self.fuse_fd, 3)
-            syscalls.close_range(5)
-            ready = os.fdopen(4, "wb", buffering=0)
-
-            def tell() -> None:
-                ready.write(b"R")
-                ready.close()
-
-            vzfs_server.serve(3, self.plan.options, resume, ready=tell)
-            status = 0
-        except BaseException:
-            self.log.write(f"vzfs: {traceback.format_exc()}", ctid=self.plan.ctid)
-        finally:
-            os._exit(status)
 
     def _unmount(self) -> None:
         """Unmount and end the file server; run the scripts. Idempotent."""
@@ -326,24 +302,14 @@ class Supervisor:
         self.cgroup.set(Limits(devices=plan.access.rules))
         if self.state.server is None:
             self._await_mount()
-        chosen = self._choose_init(plan)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        entrance = self.cgroup.entrance()
+        chosen = launch.choose_init(plan)
         self.view_source = procview.Source.starting(plan.paths, plan.ctid)
         namespaces.new_time_for_children()
         self._show_view(plan)
-        with ours:
-            try:
-                pid = namespaces.fork(namespaces.OF_INIT, cgroup_fd=entrance.v2_fd)
-                if pid == 0:
-                    ours.close()
-                    boot.first_process(theirs, entrance, plan, chosen, seccomp.program())
-            finally:
-                entrance.close()
-                theirs.close()
-            self.init = pid
-            ours.settimeout(_CHANNEL_TIMEOUT_S)
-            self._bring_up(ours, pid, plan, ids)
+        child = launch.fork(plan, self.cgroup, chosen)
+        self.init = pid = child.pid
+        files = procview.bindings(plan.paths, plan.ctid).values() if self.view else ()
+        self.consoles.replace(launch.bring_up(child, plan, ids, list(files)))
         # Until here a death of this process is undone through the control group alone: the ids of
         # the processes are relied upon from now on.
         self._save(
@@ -374,24 +340,13 @@ class Supervisor:
     def _serve_view(self) -> None:
         # Asked here: a child's clock may begin with the container.
         up_s = self.view_source.up_s()
-        self.view = os.fork()
-        if self.view:
-            return
-        status = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            syscalls.set_name(f"procview-{self.plan.ctid}")
-            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-            fd = os.dup2(self.view_fd, 3)
-            syscalls.close_range(4)
-            procview.serve(fd, self.view_source, up_s)
-            status = 0
-        except BaseException:
-            self.log.write(f"procview: {traceback.format_exc()}", ctid=self.plan.ctid)
-        finally:
-            os._exit(status)
+        self.view = children.fork_server(
+            "procview",
+            [self.view_fd],
+            lambda: procview.serve(children.FIRST_FD, self.view_source, up_s),
+            self.log,
+            self.plan.ctid,
+        )
 
     def _view_ended(self, status: int) -> None:
         """Serve the view again after its server died; its readers only waited."""
@@ -412,61 +367,6 @@ class Supervisor:
         if self.view:
             teardown.wait_or_kill(self.view)
             self.view = 0
-
-    def _choose_init(self, plan: Plan) -> init.Init:
-        if plan.init is not None:
-            return plan.init
-        with mounts.closing(os.open(plan.target, os.O_PATH | os.O_DIRECTORY)) as root:
-            return init.detect(root)
-
-    def _bring_up(
-        self, channel: socket.socket, pid: int, plan: Plan, ids: namespaces.IdRange
-    ) -> None:
-        namespaces.write_maps(pid, ids)
-        with ExitStack() as closing:
-            userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            closing.callback(os.close, userns)
-            fds = [self._tree(plan, userns)]
-            closing.callback(os.close, fds[0])
-            for source in plan.binds:
-                fds.append(_bind(source, userns))
-                closing.callback(os.close, fds[-1])
-            if self.view:
-                for fd in procview.bindings(plan.paths, plan.ctid).values():
-                    fds.append(fd)
-                    closing.callback(os.close, fd)
-            socket.send_fds(channel, [boot.GO], fds)
-        if plan.wants_network:
-            from runtime.net import attach
-
-            attach.setup(plan.paths, plan.ctid, plan.config, pid)
-        try:
-            word, masters, _flags, _address = socket.recv_fds(channel, 4096, 16)
-            if word.startswith(boot.CONSOLES):
-                self.consoles.replace(masters)
-                channel.send(boot.EXECUTE)
-                word = channel.recv(4096)
-        except OSError as error:
-            raise EnvironmentFailed(f"process 1 does not answer: {error}") from error
-        if word.startswith(boot.FAILED):
-            raise _failure(word[1:])
-        if not masters and not plan.inherit_stdio:
-            raise EnvironmentFailed("process 1 died while it was started")
-
-    def _tree(self, plan: Plan, userns: int) -> int:
-        """Return the container's own detached view of the mount: ids shifted, setuid bits alive."""
-        fd = mounts.clone(str(plan.target))
-        try:
-            syscalls.mount_setattr(
-                fd,
-                add=syscalls.MOUNT_ATTR_IDMAP | syscalls.MOUNT_ATTR_NODEV,
-                clear=syscalls.MOUNT_ATTR_NOSUID,
-                userns_fd=userns,
-            )
-        except OSError as error:
-            os.close(fd)
-            raise MountFailed(f"the mount's ids cannot be shifted: {error.strerror}") from error
-        return fd
 
     def _clear_init(self) -> None:
         """Remove what belonged to process 1: its processes, network, control groups. Idempotent."""
@@ -596,31 +496,3 @@ class Supervisor:
         now = time.monotonic()
         self._reboots = [then for then in self._reboots if now - then < _WITHIN_S] + [now]
         return len(self._reboots) <= _RESTARTS
-
-
-def _bind(source: BindSource, userns: int) -> int:
-    """Return a detached bind mount with the container's ids where its file system can."""
-    attributes = {
-        "nosuid": syscalls.MOUNT_ATTR_NOSUID,
-        "noexec": syscalls.MOUNT_ATTR_NOEXEC,
-    }
-    added = syscalls.MOUNT_ATTR_NODEV
-    for name in source.flags:
-        added |= attributes.get(name, 0)
-    if source.read_only:
-        added |= syscalls.MOUNT_ATTR_RDONLY
-    fd = mounts.clone(source.source, attributes=added)
-    with suppress(OSError):
-        syscalls.mount_setattr(fd, add=syscalls.MOUNT_ATTR_IDMAP, userns_fd=userns)
-    return fd
-
-
-def _failure(report: bytes) -> VzError:
-    stage, number, path = json.loads(report)
-    reason = os.strerror(number) if number else "unknown error"
-    text = f"{stage}: {reason}" + (f" ({path})" if path else "")
-    if stage.startswith("executing"):
-        return PrivateBroken(text, hint="the private area holds no system that can be started")
-    if number in (errno.ELOOP, errno.ENOTDIR):
-        return PrivateBroken(text, hint="/proc, /sys and /dev must be plain directories")
-    return EnvironmentFailed(text)
