@@ -14,7 +14,7 @@ import time
 
 from vzfs import syscalls
 from vzfs.accounting import Accounting
-from vzfs.files import Files
+from vzfs.control import Controlled
 from vzfs.inodes import Directory, File, Node
 from vzfs.ledger import Ledger
 from vzfs.naming import Caller
@@ -30,12 +30,10 @@ _TICK = 4096
 _FLUSH_AT_ONCE = 256
 
 
-class Accounted(Files):
+class Accounted(Controlled):
     """The operations, accounted."""
 
-    accounting: Accounting | None = None
     guard: Guard | None = None
-    _books: Ledger | None = None
     _requests = 0
     _flushed_s = 0.0
 
@@ -267,7 +265,7 @@ class Accounted(Files):
     def opened(self, node: File, flags: int) -> None:
         """Count an open file."""
         accounting = self.accounting
-        if accounting is None:
+        if accounting is None or not node.kind:
             super().opened(node, flags)
             return
         node.opens += 1
