@@ -1,8 +1,13 @@
 """Inodes the kernel knows: which files of which layers they are, and how they are reached.
 
 A node id is computed from what the node was born as: (device slot, inode number), the private
-layer being slot 0. So a server which replaces a killed one finds the same ids again. A file that
-is copied up keeps the id of its origin (it is recorded in the copy).
+layer being slot 0. So a server which replaces a killed one finds directories and files again by
+ids it never gave out (see `recovery`). A file that is copied up keeps the id of its origin (it is
+recorded in the copy).
+
+With passthrough, ids of files carry an epoch as well, one for each server of a mount: the kernel
+ties an open file's node to a backing id, and a new server cannot know which. Files get fresh ids
+after a restart, those opened before keep theirs.
 
 States of a File:
 
@@ -28,9 +33,11 @@ if TYPE_CHECKING:
     from vzfs.listing import Listing
 
 SLOT_SHIFT = 52
+EPOCH_SHIFT = 56
 INODE_MASK = (1 << SLOT_SHIFT) - 1
-#: Slot of ids which could not be computed (an inode number beyond 52 bits): plain numbers.
-UNCOMPUTED = 0x7FF
+EPOCH_MASK = 0x7F
+#: Slot of ids which could not be computed (an inode number beyond 52 bits, or a split).
+UNCOMPUTED = 0xF
 
 
 class Node:
@@ -155,14 +162,9 @@ class File(Node):
             self.lower_fd = -1
 
 
-def node_id(slot: int, inode: int) -> int:
-    """Return the computed id, 0 when the inode number does not fit."""
-    return slot << SLOT_SHIFT | inode if inode <= INODE_MASK else 0
-
-
-def split_id(nid: int) -> tuple[int, int]:
-    """Return (slot, inode) of a computed id."""
-    return nid >> SLOT_SHIFT, nid & INODE_MASK
+def split_id(nid: int) -> tuple[int, int, int]:
+    """Return (epoch, slot, inode) of a computed id."""
+    return nid >> EPOCH_SHIFT, nid >> SLOT_SHIFT & 0xF, nid & INODE_MASK
 
 
 class NodeTable:
@@ -174,22 +176,39 @@ class NodeTable:
         #: Computed id → the id in use, for nodes which split.
         self.moved: dict[int, int] = {}
         self._moved_from: dict[int, int] = {}
-        self._sequence = 0
+        #: Part of the ids of files; see above.
+        self.epoch = 0
+        # Plain numbers begin anywhere, so that those of two servers of a mount do not meet.
+        self._sequence = int.from_bytes(os.urandom(4), "little") << 16
         self._large: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return len(self.nodes)
 
     def identify(self, slot: int, inode: int) -> int:
-        """Return the id for an object, computed where its inode number allows."""
-        nid = node_id(slot, inode)
-        if nid:
-            return self.moved.get(nid, nid) if self.moved else nid
+        """Return the id for a directory, computed where its inode number allows."""
+        if slot < UNCOMPUTED and inode <= INODE_MASK:
+            return slot << SLOT_SHIFT | inode
+        return self._plain(slot, inode)
+
+    def identify_file(self, slot: int, inode: int) -> int:
+        """Return the id for anything else, which may have been moved by a split."""
+        if slot < UNCOMPUTED and inode <= INODE_MASK:
+            nid = self.epoch << EPOCH_SHIFT | slot << SLOT_SHIFT | inode
+        else:
+            nid = self._plain(slot, inode)
+        return self.moved.get(nid, nid) if self.moved else nid
+
+    def _plain(self, slot: int, inode: int) -> int:
         known = self._large.get((slot, inode))
         if known is None:
-            self._sequence += 1
-            known = self._large[slot, inode] = UNCOMPUTED << SLOT_SHIFT | self._sequence
-        return self.moved.get(known, known)
+            known = self._large[slot, inode] = self.fresh()
+        return known
+
+    def fresh(self) -> int:
+        """Return an id which means nothing."""
+        self._sequence += 1
+        return self.epoch << EPOCH_SHIFT | UNCOMPUTED << SLOT_SHIFT | self._sequence
 
     def get(self, nid: int) -> Node:
         """Return the node. Raises ESTALE when it is unknown."""
@@ -204,10 +223,9 @@ class NodeTable:
 
     def split(self, node: File, slot: int, inode: int) -> File:
         """Give the name of ``node`` a new node born as (slot, inode), and return it."""
-        nid = self.identify(slot, inode)
+        nid = self.identify_file(slot, inode)
         while nid in self.nodes or nid == node.nid:
-            self._sequence += 1
-            nid = UNCOMPUTED << SLOT_SHIFT | self._sequence
+            nid = self.fresh()
         twin = File(nid, node.ino, node.parent, node.name, node.kind)
         self.nodes[nid] = twin
         origin = self._moved_from.get(node.nid, node.nid)

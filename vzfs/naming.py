@@ -298,7 +298,7 @@ class Naming(CopyUp):
             b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, stat.S_IMODE(mode), dir_fd=dir_fd
         )
         st = self._give(dir_fd, b"", fd, mode, caller.uid, gid)
-        file = File(self.table.identify(0, st.st_ino), st.st_ino, None, b"", stat.S_IFREG)
+        file = File(self.table.identify_file(0, st.st_ino), st.st_ino, None, b"", stat.S_IFREG)
         file.fd = os.open(proc_fd(fd), os.O_PATH | os.O_CLOEXEC)
         self.table.add(file)
         return file, st, fd

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from vzfs.accounted import Accounted
+from vzfs.recovery import Recovering
 
 
-class Operations(Accounted):
+class Operations(Recovering, Accounted):
     """What a transport serves.
 
     The topics build on one another: overlay (finding), copyup (making private), naming, renaming,
-    listing, attributes, files, accounted.
+    listing, attributes, files; accounted and recovering beside each other.
     """

@@ -170,14 +170,16 @@ class Overlay:
 
     def _plain(self, parent: Directory, up: Place, name: bytes, st: os.stat_result) -> Node:
         """Enter a private object without marks."""
-        nid = self.table.identify(0, st.st_ino)
-        node = self.table.nodes.get(nid)
         if stat.S_ISDIR(st.st_mode):
+            nid = self.table.identify(0, st.st_ino)
+            node = self.table.nodes.get(nid)
             if isinstance(node, Directory):
                 return node
             directory = Directory(nid, st.st_ino, parent, name, up.child(name), ())
             self.table.add(directory)
             return directory
+        nid = self.table.identify_file(0, st.st_ino)
+        node = self.table.nodes.get(nid)
         return self._file(node, nid, st.st_ino, parent, name, st, up, name)
 
     def _file(
@@ -283,7 +285,7 @@ class Overlay:
             )
             if origin is not None:
                 slot, ino = origin
-        nid = self.table.identify(slot, ino)
+        nid = self.table.identify_file(slot, ino)
         node = self.table.nodes.get(nid)
         file = self._file(node, nid, ino, parent, name, st, up, upname)
         if layers.NLINK in marks:
@@ -310,15 +312,17 @@ class Overlay:
         slot = self.stack.layers[found.place.layer].slot
         if not found.directories and st.st_nlink > 1 and (slot, st.st_ino) in self.indexed:
             return self._indexed(parent, name, slot, st.st_ino)
-        nid = self.table.identify(slot, st.st_ino)
-        node = self.table.nodes.get(nid)
         if found.directories:
+            nid = self.table.identify(slot, st.st_ino)
+            node = self.table.nodes.get(nid)
             if isinstance(node, Directory):
                 return node, st
             directory = Directory(nid, st.st_ino, parent, name, None, found.directories)
             directory.impure = False
             self.table.add(directory)
             return directory, st
+        nid = self.table.identify_file(slot, st.st_ino)
+        node = self.table.nodes.get(nid)
         file = self._file(node, nid, st.st_ino, parent, name, st, None, b"")
         file.low, file.loname = found.place, found.name
         return file, st

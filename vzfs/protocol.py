@@ -85,6 +85,7 @@ SETXATTR_EXT = 1 << 29
 INIT_EXT = 1 << 30
 DIRECT_IO_ALLOW_MMAP = 1 << 36
 PASSTHROUGH = 1 << 37
+HAS_RESEND = 1 << 39
 ALLOW_IDMAP = 1 << 40
 
 # open_out.open_flags
@@ -186,7 +187,10 @@ BACKING_MAP = struct.Struct("<iIQ")  # fd flags padding
 # notifications, enum fuse_notify_code; written with unique 0 and the code as error
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
+NOTIFY_RESEND = 7
 NOTIFY_PRUNE = 9
+#: Set in the unique number of a request which another server may have done already.
+UNIQUE_RESEND = 1 << 63
 INVAL_INODE = struct.Struct("<IiQ" + "Qqq")  # nodeid off len
 INVAL_ENTRY = struct.Struct("<IiQ" + "QII")  # parent namelen flags
 PRUNE = struct.Struct("<IiQ" + "IIQ")  # count padding spare

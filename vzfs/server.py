@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vzfs import layers, protocol, syscalls
+from vzfs.inodes import EPOCH_MASK
 from vzfs.layers import Stack
 from vzfs.operations import Operations
 from vzfs.options import Options
@@ -165,13 +166,19 @@ def serve(
     _raise_descriptor_limit()
     stack = prepare(options)
     session = options.work_area / SESSION
-    flags = _read_session(session) if resume else 0
+    flags, epoch = _read_session(session) if resume else (0, -1)
     core = Operations(stack, options)
+    core.resumed = resume
+    # Without passthrough a file keeps its id: its pages are cached under it.
+    core.table.epoch = (epoch + 1) & EPOCH_MASK if flags & protocol.PASSTHROUGH or not resume else 0
     if options.ledger is not None:
         core.start_accounting(options, resume=resume)
 
     def agreed(agreed_flags: int) -> None:
-        _write_session(session, agreed_flags, options)
+        _write_session(session, agreed_flags, core.table.epoch, options)
+
+    if resume:
+        agreed(flags)
 
     if ready is not None:
         ready()
@@ -200,18 +207,21 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _read_session(path: Path) -> int:
+def _read_session(path: Path) -> tuple[int, int]:
+    """Return what was agreed with the kernel, and the epoch of the former server."""
     try:
-        return int(json.loads(path.read_text())["flags"])
+        session = json.loads(path.read_text())
+        return int(session["flags"]), int(session["epoch"])
     except (OSError, ValueError, KeyError) as error:
         print(f"vzfs: no session to resume in {path}: {error}", file=sys.stderr)
-        return protocol.INIT_EXT | protocol.SETXATTR_EXT
+        return protocol.INIT_EXT | protocol.SETXATTR_EXT, int.from_bytes(os.urandom(1), "little")
 
 
-def _write_session(path: Path, flags: int, options: Options) -> None:
+def _write_session(path: Path, flags: int, epoch: int, options: Options) -> None:
     spare = path.with_suffix(".new")
     session = {
         "flags": flags,
+        "epoch": epoch,
         "pid": os.getpid(),
         "transport": choose_transport(options),
         "passthrough": bool(flags & protocol.PASSTHROUGH),

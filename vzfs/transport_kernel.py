@@ -49,8 +49,11 @@ _WANTED = (
     | protocol.EXPLICIT_INVAL_DATA
     | protocol.SETXATTR_EXT
     | protocol.DIRECT_IO_ALLOW_MMAP
+    | protocol.HAS_RESEND
     | protocol.ALLOW_IDMAP
 )
+#: Requests which make a name, and where it is in them.
+_MAKES = {Op.MKNOD: 16, Op.MKDIR: 8, Op.SYMLINK: 0, Op.LINK: 8, Op.CREATE: 16}
 #: What nobody needs to be told of when the reply cannot be delivered any more.
 _GONE = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 #: Backing files kept registered after the last open, for the next one.
@@ -142,6 +145,8 @@ class KernelTransport:
         buffers = [buffer]
         start = protocol.IN_START.unpack_from
         handlers, fd, core, readv = self._handlers, self.fd, self.core, os.readv
+        if core.resumed:
+            self._ask_again()
         while True:
             if self._parked or core.written:
                 self._wait()
@@ -157,7 +162,8 @@ class KernelTransport:
             try:
                 handlers[op](unique, nid, view, size)
             except OSError as error:
-                self._error(unique, error.errno or errno.EIO)
+                if not (unique & protocol.UNIQUE_RESEND and self._was_done(view, size, error)):
+                    self._error(unique, error.errno or errno.EIO)
             except Later as later:
                 self._park(later.job, bytes(view[:size]))
             except _Unmounted:
@@ -168,6 +174,41 @@ class KernelTransport:
             core.trim()
             if len(core.table.nodes) > self._pruned + core.options.node_limit:
                 self._prune()
+
+    def _ask_again(self) -> None:
+        """Have the kernel send what the former server took and did not answer, Linux 6.9."""
+        try:
+            os.write(self.fd, OUT_HEADER.pack(OUT_SIZE, protocol.NOTIFY_RESEND, 0))
+        except OSError as error:
+            print(f"vzfs: unanswered requests are lost: {error.strerror}", file=sys.stderr)
+
+    def _was_done(self, view: memoryview, size: int, error: OSError) -> bool:
+        """Answer a repeated request that failed because it was done before; else return False."""
+        _, op, unique, nid = protocol.IN_START.unpack_from(view, 0)
+        core = self.core
+        try:
+            if error.errno == errno.EEXIST and op in _MAKES:
+                name = bytes(view[_IN + _MAKES[Op(op)] : size]).partition(b"\0")[0]
+                node, st = core.lookup(core.directory(nid), name)
+                if op != Op.CREATE:
+                    self._entry(unique, node, st)
+                elif isinstance(node, File):
+                    flags = protocol.CREATE_IN.unpack_from(view, _IN)[0]
+                    self._created(unique, node, st, core.open_file(node, os.O_RDWR), flags)
+                return True
+            if error.errno == errno.ENOENT and op in (Op.RENAME, Op.RENAME2):
+                head = 8 if op == Op.RENAME else 16
+                (to,) = protocol.RENAME_IN.unpack_from(view, _IN)
+                core.lookup(core.directory(to), self._names(view, _IN + head, size)[1])
+        except (OSError, Later):
+            return False
+        done = {Op.UNLINK: errno.ENOENT, Op.RMDIR: errno.ENOENT, Op.RENAME: errno.ENOENT}
+        done |= {Op.RENAME2: errno.ENOENT, Op.SETXATTR: errno.EEXIST}
+        done |= {Op.REMOVEXATTR: errno.ENODATA}
+        if done.get(op) != error.errno:
+            return False
+        self._send(OUT_HEADER.pack(OUT_SIZE, 0, unique))
+        return True
 
     def _dispatch(self, request: bytes) -> None:
         """Run a parked request again."""
@@ -291,9 +332,17 @@ class KernelTransport:
         )
 
     def _attr(self, unique: int, node: Node, st: os.stat_result) -> None:
+        # What another node changes as well must be asked for every time.
+        shared = isinstance(node, File) and node.twin is not None
         self._send(
             protocol.ATTR_REPLY.pack(
-                120, 0, unique, self.seconds, self.nanoseconds, 0, *self.core.attributes(node, st)
+                120,
+                0,
+                unique,
+                0 if shared else self.seconds,
+                0 if shared else self.nanoseconds,
+                0,
+                *self.core.attributes(node, st),
             )
         )
 
@@ -554,11 +603,13 @@ class KernelTransport:
         if core.passthrough and stat.S_ISREG(node.kind):
             backing = self._backing(node, fd)
             if backing:
-                how = protocol.FOPEN_PASSTHROUGH
+                how = protocol.FOPEN_PASSTHROUGH | protocol.FOPEN_NOFLUSH
                 if flags & os.O_ACCMODE != os.O_RDONLY and self._must_count(node):
                     how |= protocol.FOPEN_DIRECT_IO
                 return 0, how, backing
-        return 0, protocol.FOPEN_KEEP_CACHE, 0
+        # A control file has other contents at every read.
+        how = protocol.FOPEN_KEEP_CACHE if node.kind else protocol.FOPEN_DIRECT_IO
+        return 0, how | protocol.FOPEN_NOFLUSH, 0
 
     def _must_count(self, node: File) -> bool:
         ledger = self.core.ledger

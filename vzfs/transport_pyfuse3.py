@@ -64,6 +64,8 @@ def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None])
         ours.send(_own_init(flags & 0xFFFFFFFF & ~protocol.INIT_EXT))
         handlers = Handlers(core, fd, theirs.fileno())
         pyfuse3.init(handlers, f"/dev/fd/{theirs.fileno()}", {"default_permissions"})
+        if core.resumed:
+            os.write(fd, OUT_HEADER.pack(OUT_SIZE, protocol.NOTIFY_RESEND, 0))
         try:
             trio.run(handlers.serve)
         finally:
@@ -392,7 +394,9 @@ class Handlers(pyfuse3.Operations):
     def _opened(self, node: File, flags: int) -> pyfuse3.FileInfo:
         self.core.opened(node, flags)
         writes = _WRITES if flags & os.O_ACCMODE != os.O_RDONLY else 0
-        return pyfuse3.FileInfo(fh=node.nid | writes, keep_cache=True)
+        # A control file has other contents at every read.
+        cached = bool(node.kind)
+        return pyfuse3.FileInfo(fh=node.nid | writes, keep_cache=cached, direct_io=not cached)
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
