@@ -11,9 +11,12 @@ import sys
 
 #: Format of the request: see ``service.read_request``.
 MAGIC = b"pyvz1"
-#: Commands that only read small files: quicker here than over the service.
-LOCAL = ("vzlist", "vzpid")
-LOCAL_VERBS = ("status", "--help", "-h", "help", "--version", "completion")
+#: Commands the service runs; every other runs here.
+SERVED = ("pctl", "prlctl", "vzctl", "vzpkg")
+#: Commands that need nothing beyond the standard library: they do without ``site``.
+LIGHT = ("vzlist", "vzpid")
+#: Verbs that only read small files: quicker here than over the service.
+LIGHT_VERBS = ("status", "--help", "-h", "help", "--version", "completion")
 _RELAYED = (
     _signal.SIGHUP,
     _signal.SIGINT,
@@ -106,8 +109,8 @@ def run(program: str, module: str) -> int:
     arguments = sys.argv[1:]
     environment = posix.environ
     verb = next((word for word in arguments if not word.startswith("-")), "--help")
-    light = program in LOCAL or verb in LOCAL_VERBS
-    local = light or environment.get(b"VZ_SERVICE") == b"no"
+    light = program in LIGHT or (program in SERVED and verb in LIGHT_VERBS)
+    local = light or program not in SERVED or environment.get(b"VZ_SERVICE") == b"no"
     if not local and posix.geteuid() == 0:
         sock = connect(system_root(arguments, environment))
         if sock is not None:

@@ -43,10 +43,11 @@ def page(program: Program) -> str:
     made = Manpage(
         parser,
         format="pretty",
-        data={
+        _data={
             "project_name": "pyvz",
             "prog": program.name,
             "manual_section": 8,
+            "manual_title": "pyvz",
             "version": VERSION,
             "description": program.help,
         },

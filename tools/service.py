@@ -32,7 +32,7 @@ from runtime import unixsocket
 from runtime.paths import Paths
 from tools.client import MAGIC, connect
 
-#: Program name → module of ``tools`` that runs it.
+#: Program name → module of ``tools`` that runs it; the names are ``client.SERVED``.
 PROGRAMS = {
     "pctl": "pctl",
     "prlctl": "pctl",
@@ -183,8 +183,11 @@ def _child(connection: socket.socket) -> NoReturn:
     status = 3
     try:
         request = read_request(connection)
-        _become(request)
         connection.settimeout(None)
+        if request.program not in PROGRAMS:
+            connection.sendall(b"S\0\0\0\0")
+            os._exit(0)
+        _become(request)
         connection.sendall(b"G" + os.getpid().to_bytes(4, "little"))
         _unwind_with_client(connection)
         module = importlib.import_module(f"tools.{PROGRAMS[request.program]}")
