@@ -360,3 +360,12 @@ def flags_need_privilege(t: Scene, flag: int, kind: str) -> Iterator[None]:
 
 def _set_raw(path: str, flag: int) -> None:
     calls.set_flags(path, calls.get_flags(path) | flag)
+
+
+@case(flags=(0xFFFFFFFF, 0x80000000, 0x40000000 | NODUMP))
+def unknown_flags_are_refused(t: Scene, flags: int) -> Iterator[None]:
+    t.write("x", b"data")
+    yield
+    with t.untouched("x"):
+        t.fails((errno.EOPNOTSUPP, errno.EINVAL), calls.set_flags, "x", flags)
+    os.unlink("x")
