@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,32 +184,45 @@ class Apt:
         done = self._run(["--print-uris", *verb, *objects])
         if done.returncode:
             raise _refusal(done.stdout)
-        names, remote = [], 0
+        remote: dict[str, str] = {}
         for line in done.stdout.splitlines():
             match = re.match(r"'([^']+)' (\S+) (\d+)", line)
             if match is not None:
-                names.append(match[2])
-                remote += int(match[3])
-        # Files that were fetched before are not among them: the plan knows those.
-        progress.detail(f"{len(names)} packages to fetch, {remote} bytes")
-        if names:
-            progress.say(f"Fetching {len(names)} packages")
+                remote[match[2]] = match[1]
+        # What was fetched before is not among them: the plan knows all.
+        if remote:
+            progress.say(f"Fetching {len(remote)} packages")
             done = self._run(["--download-only", *verb, *objects])
             if done.returncode:
                 raise FetchFailed(f"packages cannot be fetched: {_reason(done.stdout)}")
-        found = []
+        # apt leaves those of this server's own directories where they are.
+        local = [
+            Path(urllib.parse.unquote(uri.partition(":")[2]))
+            for uri in remote.values()
+            if uri.startswith("file:")
+        ]
+        found, missing = [], []
         for change in self.plan(verb, objects):
             if change.new:
-                path = self.archive(change.name, change.new)
+                path = self._archive(change, local)
                 if path is not None:
                     found.append(path)
+                else:
+                    missing.append(change.name)
+        if len(missing) > sum(word.startswith("/") for word in objects):
+            raise FetchFailed(f"apt fetched no file of {', '.join(missing)}")
         return found
 
-    def archive(self, name: str, version: str) -> Path | None:
-        """Return the fetched file of a package, None when it is a local file of the user's."""
-        bare, _, _arch = name.partition(":")
-        for path in self.archives.glob(f"{bare}_{version.replace(':', '%3a')}_*.deb"):
-            return path
+    def _archive(self, change: Change, local: Sequence[Path]) -> Path | None:
+        """Return the file of a package, None when it is one the user gave."""
+        bare = change.name.partition(":")[0]
+        for version in (change.new.replace(":", "%3a"), change.new.partition(":")[2] or change.new):
+            start = f"{bare}_{version}_"
+            for path in local:
+                if path.name.startswith(start):
+                    return path
+            for path in self.archives.glob(f"{start}*.deb"):
+                return path
         return None
 
     def _run(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:

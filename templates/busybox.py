@@ -70,10 +70,10 @@ def build(paths: Paths, template: Template, tree: Path, progress: Progress) -> N
             link.symlink_to(os.path.relpath("bin/busybox", os.path.dirname(applet)))
     (tree / "var/run").symlink_to("../run")
     (tree / "etc/mtab").symlink_to("../proc/mounts")
-    source = template.recipe.directory / "files"
-    if not source.is_file():
-        raise TemplateBroken(f"{source} is missing")
-    unpack(source.read_text(encoding="utf-8"), tree)
+    text = template.recipe.text("files")
+    if not text:
+        raise TemplateBroken(f"{template.recipe.directory / 'files'} is missing")
+    unpack(text + "\n", tree)
     progress.amount(f"Building {template.name}", 1, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -171,7 +172,7 @@ def _settle(tree: Path, entries: list[Source]) -> None:
     lines = []
     for entry in entries:
         inside = entry.signed_by and os.path.lexists(tree / entry.signed_by.lstrip("/"))
-        usable = entry if inside else Source(entry.uri, entry.suites, entry.components)
+        usable = entry if inside else dataclasses.replace(entry, signed_by="")
         if not entry.uri.startswith(("file:", "copy:", "cdrom:")):
             lines.append(usable.line + "\n")
     (tree / "etc/apt/sources.list").write_text("".join(lines), encoding="utf-8")

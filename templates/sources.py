@@ -16,6 +16,9 @@ from runtime.paths import Paths
 from templates.errors import BadRecipe, NoRepository
 
 _VARIABLE = re.compile(r"\$\{?([A-Z][A-Z0-9_]*)\}?")
+_LINE = re.compile(
+    r"(?:deb\s+)?(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)(?P<rest>.*)"
+)
 _KEYRINGS = Path("/usr/share/keyrings")
 
 
@@ -27,11 +30,15 @@ class Source:
     suites: tuple[str, ...]
     components: tuple[str, ...]
     signed_by: str = ""
+    #: Other options of the one-line style, without brackets.
+    options: str = ""
 
     @property
     def line(self) -> str:
-        """The entry in the one-line style; raises nothing, needs one suite."""
-        options = f"[signed-by={self.signed_by}] " if self.signed_by else ""
+        """The entry of its first suite in the one-line style."""
+        words = [f"signed-by={self.signed_by}"] if self.signed_by else []
+        words += self.options.split()
+        options = f"[{' '.join(words)}] " if words else ""
         return f"deb {options}{self.uri} {self.suites[0]} {' '.join(self.components)}".rstrip()
 
 
@@ -54,12 +61,10 @@ def host_sources(etc: Path = Path("/etc/apt")) -> list[Source]:
     return found
 
 
-def _one_line_style(text: str) -> Iterator[Source]:
-    for line in text.splitlines():
-        match = re.fullmatch(
-            r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)(?P<rest>.*)",
-            line.partition("#")[0].strip(),
-        )
+def _one_line_style(content: str) -> Iterator[Source]:
+    for line in content.splitlines():
+        text = line.partition("#")[0].strip()
+        match = _LINE.fullmatch(text) if text.startswith("deb ") else None
         if match is not None:
             options = dict(
                 word.split("=", 1) for word in (match["options"] or "").split() if "=" in word
@@ -174,21 +179,27 @@ def apt_sources(paths: Paths, repositories: list[str], system: str) -> list[Sour
     found = []
     for line in repositories:
         text, keyring = expand(paths, line, known)
-        words = text.split()
-        options = ""
-        if words[0] == "deb":
-            words = words[1:]
-        if words and words[0].startswith("["):
-            options, words = words[0], words[1:]
-        if len(words) < 2:
-            raise BadRecipe(f"a repository line needs URL SUITE COMPONENTS: {line!r}")
-        signed = re.search(r"signed-by=([^\]\s]+)", options)
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise BadRecipe(f"a repository line is [OPTIONS] URL SUITE [COMPONENT...]: {line!r}")
+        options = (match["options"] or "").split()
+        signed = [word.partition("=")[2] for word in options if word.startswith("signed-by=")]
         usual = _KEYRINGS / f"{system}-archive-keyring.gpg"
         if signed:
-            keyring = signed[1]
+            keyring = signed[0]
+        elif "trusted=yes" in options:
+            keyring = ""
         elif not keyring and usual.exists():
             keyring = str(usual)
-        found.append(Source(words[0], (words[1],), tuple(words[2:]), keyring))
+        found.append(
+            Source(
+                match["uri"],
+                (match["suite"],),
+                tuple(match["rest"].split()),
+                keyring,
+                " ".join(word for word in options if not word.startswith("signed-by=")),
+            )
+        )
     if not found:
         raise NoRepository("the template has no repositories")
     return found
