@@ -16,6 +16,7 @@ from runtime.errors import (
     NameFailed,
     SampleMissing,
 )
+from runtime.net.settings import fold
 from runtime.settings import Setting, table
 from runtime.settings_resources import PCTL_UNITS
 from tools._command import Option, option
@@ -64,7 +65,7 @@ def settings_given(args: argparse.Namespace, context: Context) -> dict[str, list
         if value:
             unit = units.get(name, "")
             found[name] = [word + unit if word.isdecimal() else word for word in value]
-    return found
+    return fold(found)
 
 
 def set_container(context: Context, ct: Container, args: argparse.Namespace) -> None:

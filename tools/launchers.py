@@ -34,6 +34,11 @@ COMMANDS = {
     "vzdiskcheck": "vzdiskcheck",
     "vzubc": "vzubc",
     "vzpkg": "vzpkg",
+    "pnetcfg": "pnetcfg",
+    "vznetcfg": "pnetcfg",
+    "pnetstat": "pnetstat",
+    "vznetstat": "vznetstat",
+    "vztactl": "vztactl",
 }
 
 _TEMPLATE = """#!{python} -IS
