@@ -103,10 +103,10 @@ def _logical(disk: IO[bytes], extended: int) -> list[Partition]:
 def _gpt(disk: IO[bytes]) -> list[Partition]:
     header = _gpt_header(disk, SECTOR)
     disk.seek(header[10] * SECTOR)
+    entries = disk.read(header[11] * header[12])
     found = []
-    for number in range(1, min(header[11], 256) + 1):
-        entry = disk.read(header[12])
-        kind, _, first, last, _, _ = _GPT_ENTRY.unpack_from(entry)
+    for number in range(1, len(entries) // header[12] + 1):
+        kind, _, first, last, _, _ = _GPT_ENTRY.unpack_from(entries, (number - 1) * header[12])
         if kind != bytes(16):
             size = (last - first + 1) * SECTOR
             found.append(_partition(disk, number, first * SECTOR, size, "gpt"))

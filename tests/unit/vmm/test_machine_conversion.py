@@ -1,0 +1,92 @@
+"""Descriptions of other products."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import BadConfig, InvalidOption
+from vmm import conversion
+
+VMX = """.encoding = "UTF-8"
+displayName = "Web Server"
+guestOS = "debian10-64"
+numvcpus = "2"
+memsize = "2048"
+scsi0:0.present = "TRUE"
+scsi0:0.fileName = "web.vmdk"
+ide1:0.present = "TRUE"
+ide1:0.deviceType = "cdrom-image"
+ide1:0.fileName = "x.iso"
+ethernet0.present = "TRUE"
+ethernet0.virtualDev = "vmxnet3"
+"""
+OVF = """<?xml version="1.0"?>
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData">
+<References><File ovf:id="f1" ovf:href="{disk}"/></References>
+<DiskSection><Disk ovf:diskId="d1" ovf:fileRef="f1"/></DiskSection>
+<VirtualSystem ovf:id="vm"><Name>box</Name>
+<OperatingSystemSection><Description>Ubuntu_64</Description></OperatingSystemSection>
+<VirtualHardwareSection>
+<Item><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType>
+<rasd:VirtualQuantity>4</rasd:VirtualQuantity></Item>
+<Item><rasd:InstanceID>2</rasd:InstanceID><rasd:ResourceType>4</rasd:ResourceType>
+<rasd:AllocationUnits>byte * 2^30</rasd:AllocationUnits>
+<rasd:VirtualQuantity>3</rasd:VirtualQuantity></Item>
+<Item><rasd:InstanceID>3</rasd:InstanceID><rasd:ResourceType>20</rasd:ResourceType></Item>
+<Item><rasd:InstanceID>4</rasd:InstanceID><rasd:Parent>3</rasd:Parent>
+<rasd:ResourceType>17</rasd:ResourceType><rasd:HostResource>/disk/d1</rasd:HostResource></Item>
+<Item><rasd:InstanceID>5</rasd:InstanceID><rasd:ResourceType>10</rasd:ResourceType>
+<rasd:ResourceSubType>E1000</rasd:ResourceSubType></Item>
+</VirtualHardwareSection></VirtualSystem></Envelope>
+"""
+
+
+def test_a_vmx_file_is_understood(tmp_path: Path) -> None:
+    source = tmp_path / "web.vmx"
+    source.write_text(VMX)
+    found = conversion.read(source)
+    assert (found.name, found.system, found.cpus) == ("Web Server", "debian", 2)
+    assert found.memory_bytes == 2 << 30
+    assert found.disks == [("scsi", tmp_path / "web.vmdk")]
+    assert found.cards == ["virtio"]
+
+
+def test_an_ovf_envelope_is_understood(tmp_path: Path) -> None:
+    source = tmp_path / "box.ovf"
+    source.write_text(OVF.format(disk="box.vmdk"))
+    found = conversion.read(source)
+    assert (found.name, found.system, found.cpus) == ("box", "ubuntu", 4)
+    assert found.memory_bytes == 3 << 30
+    assert found.disks == [("sata", tmp_path / "box.vmdk")]
+    assert found.cards == ["e1000"]
+
+
+@pytest.mark.parametrize("disk", ["/etc/shadow", "../secret.vmdk"])
+def test_a_description_cannot_reach_out_of_its_directory(tmp_path: Path, disk: str) -> None:
+    ovf, vmx = tmp_path / "box.ovf", tmp_path / "box.vmx"
+    ovf.write_text(OVF.format(disk=disk))
+    vmx.write_text(VMX.replace("web.vmdk", disk))
+    for source in (ovf, vmx):
+        with pytest.raises(BadConfig, match="reaches out"):
+            conversion.read(source)
+
+
+def test_bad_descriptions_are_refused(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.vmx", "no keys here"),
+        ("b.vmx", VMX.replace('"2048"', '"lots"')),
+        ("c.ovf", "<Other/>"),
+        ("d.ovf", '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><Envelope>&e;</Envelope>'),
+    ):
+        source = tmp_path / name
+        source.write_text(text)
+        with pytest.raises(BadConfig):
+            conversion.read(source)
+    with pytest.raises(BadConfig):
+        conversion.read(tmp_path / "absent.vmx")
+    with pytest.raises(InvalidOption):
+        conversion.read(tmp_path / "what.txt")
