@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime import resources_inside, ubc
+from runtime import cgroups_v1, resources_inside, ubc
 from runtime.cgroup_limits import BlockDevice, Limits
-from runtime.cgroups import Cgroup
-from runtime.errors import InvalidValue, NoKernelSupport, ResourcesFailed
+from runtime.cgroups import Cgroup, hierarchies
+from runtime.errors import InvalidValue, IoFailed, NoKernelSupport, ResourcesFailed
 from runtime.memory import memory_of
 from runtime.settings_resources import (
     CPUUNITS_LEAST,
@@ -306,6 +306,59 @@ def apply_io(ct: Container, before: Config, after: Config) -> None:
         )
     )
     cgroup.set(Limits(io_weight=weight))
+    server = ct.run_state().server
+    if server is not None and server.alive:
+        share_server(ct.paths.tag, ct.ctid, server.pid)
+
+
+def share_server(tag: str, ctid: int, server_pid: int) -> None:
+    """Let the rates of ``ctid`` hold for what its file server does for it; raises IoFailed.
+
+    Data that do not pass the server are the container's own I/O. fsync(2), copies and metadata are
+    done by the server: where v1 counts by process it joins the container's group while that has
+    rates. v2 counts by page, so nothing is to be done there.
+    """
+    own = _blkio(tag, str(ctid))
+    if own is None or not os.path.isdir(own):
+        return
+    limited = any(
+        cgroups_v1.read(own, name) for name in _THROTTLES if os.path.exists(f"{own}/{name}")
+    )
+    _move_server(tag, own, server_pid, join=limited)
+
+
+def release_server(tag: str, ctid: int, server_pid: int) -> None:
+    """Take the file server out of its container's group, which is about to be removed."""
+    own = _blkio(tag, str(ctid))
+    if own is not None and os.path.isdir(own):
+        with suppress(IoFailed):
+            _move_server(tag, own, server_pid, join=False)
+
+
+def _blkio(tag: str, name: str) -> str | None:
+    mount = hierarchies().v1.get("blkio")
+    return None if mount is None else f"{mount}/pyvz{tag}/{name}"
+
+
+def _move_server(tag: str, own: str, server_pid: int, *, join: bool) -> None:
+    # Looked at first: a move costs milliseconds, also where nothing changes.
+    try:
+        joined = str(server_pid) in cgroups_v1.read(own, "cgroup.procs").split()
+        if joined != join:
+            target = own if join else _blkio(tag, "supervisors")
+            assert target is not None
+            cgroups_v1.write(target, "cgroup.procs", str(server_pid))
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    except OSError as error:
+        raise IoFailed(f"the file server cannot be limited: {error.strerror}") from error
+
+
+_THROTTLES = tuple(
+    f"blkio.throttle.{direction}_{unit}_device"
+    for direction in ("read", "write")
+    for unit in ("bps", "iops")
+)
 
 
 def apply_all(ct: Container, before: Config, after: Config) -> None:

@@ -302,6 +302,7 @@ class Supervisor:
         self.cgroup.set(Limits(devices=plan.access.rules))
         if self.state.server is None:
             self._await_mount()
+        resources.share_server(plan.paths.tag, plan.ctid, self.server)
         chosen = launch.choose_init(plan)
         self.view_source = procview.Source.starting(plan.paths, plan.ctid)
         namespaces.new_time_for_children()
@@ -379,6 +380,7 @@ class Supervisor:
             self.init = 0
         self.consoles.replace([])
         self._hide_view()
+        resources.release_server(self.plan.paths.tag, self.plan.ctid, self.server)
         teardown.network(self.plan.paths, self.plan.ctid, self.plan.config)
         self.cgroup.destroy()
 
@@ -457,6 +459,7 @@ class Supervisor:
             with suppress(VzError):
                 self._serve(resume=True)
                 self._await_server()
+                resources.share_server(self.plan.paths.tag, self.plan.ctid, self.server)
                 self._save(server=Process.of(self.server))
                 return
         self.log.write("the file server keeps dying: the container is killed", ctid=self.plan.ctid)

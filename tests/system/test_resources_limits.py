@@ -1,0 +1,204 @@
+"""Limits against real loads: what a container gets is measured, never what was written down."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def pids(system, ctid):
+    """Return the host's ids of a container's processes, read from the kernel's cgroups."""
+    return [
+        int(word)
+        for group in system.cgroups()
+        if str(ctid) in group.parts and "memory" not in group.parts
+        for word in (group / "cgroup.procs").read_text().split()
+    ]
+
+
+def cpu_seconds(system, ctid):
+    """Return the processor time of the processes of a container, as proc_pid_stat(5) counts."""
+    total = 0
+    for pid in set(pids(system, ctid)):
+        try:
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue
+        total += int(words[11]) + int(words[12])
+    return total * _TICK_S
+
+
+def load(system, ctid, count=1):
+    """Start busy loops inside; they end with the container."""
+    for _ in range(count):
+        system.ok("vzctl", "exec", ctid, "while :; do :; done </dev/null >/dev/null 2>&1 &")
+
+
+def rate(system, ctid, seconds=1.5):
+    """Return how many processors' worth of time a container used in that time."""
+    before, began = cpu_seconds(system, ctid), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_seconds(system, ctid) - before) / (time.monotonic() - began)
+
+
+@pytest.fixture
+def container(system):
+    """A running container without limits."""
+    system.create(101, "busybox", "--config", "basic")
+    system.ok("vzctl", "start", 101)
+    return 101
+
+
+def test_half_a_core_is_half_a_core_and_live(system, container):
+    load(system, container)
+    system.ok("vzctl", "set", container, "--cpulimit", 50, "--save")
+    # Other work on the server only takes time away: the most that was seen is the limit.
+    assert max(rate(system, container) for _ in range(3)) == pytest.approx(0.5, rel=0.05)
+    system.ok("vzctl", "set", container, "--cpulimit", 25, "--save")
+    assert max(rate(system, container) for _ in range(3)) == pytest.approx(0.25, rel=0.05)
+
+
+def test_a_limit_in_megahertz_is_a_part_of_the_processor(system, container):
+    from runtime.resources import cpu_mhz
+
+    load(system, container)
+    system.ok("vzctl", "set", container, "--cpulimit", f"{round(cpu_mhz() * 0.3)}m", "--save")
+    assert "CPULIMIT_MHZ=" in system.paths.ct_conf(container).read_text()
+    assert max(rate(system, container) for _ in range(3)) == pytest.approx(0.3, rel=0.05)
+
+
+def test_weights_of_one_to_three_share_a_processor_one_to_three(system):
+    last = os.cpu_count() - 1
+    for ctid, units in ((101, 1000), (102, 3000)):
+        system.create(ctid, "busybox", "--config", "basic")
+        system.ok("vzctl", "set", ctid, "--cpuunits", units, "--cpumask", last, "--save")
+        system.ok("vzctl", "start", ctid)
+        load(system, ctid)
+    before = [cpu_seconds(system, ctid) for ctid in (101, 102)]
+    time.sleep(4)
+    light, heavy = (
+        cpu_seconds(system, ctid) - then for ctid, then in zip((101, 102), before, strict=True)
+    )
+    assert heavy / light == pytest.approx(3, rel=0.1)
+
+
+def test_cpus_is_the_number_seen_inside_and_the_most_used(system, container):
+    system.ok("vzctl", "set", container, "--cpus", 1, "--save")
+    assert system.ok("vzctl", "exec", container, "nproc") == "1\n"
+    assert system.ok("vzctl", "exec", container, "grep -c ^processor /proc/cpuinfo") == "1\n"
+    load(system, container, 2)
+    assert max(rate(system, container) for _ in range(2)) < 1.05
+    if os.cpu_count() > 1:
+        system.ok("vzctl", "set", container, "--cpus", 0, "--save")
+        assert system.ok("vzctl", "exec", container, "nproc") == f"{os.cpu_count()}\n"
+
+
+def test_out_of_memory_kills_inside_only_and_is_counted(system, container):
+    system.create(102, "busybox", "--config", "basic")
+    system.ok("vzctl", "start", 102)
+    system.ok("vzctl", "set", container, "--ram", "48M", "--swap", "0", "--save")
+    done = system.run("vzctl", "exec2", container, "tail /dev/zero")
+    assert done.returncode == 137
+    assert system.status(container)["running"]
+    assert system.ok("vzctl", "exec", container, "echo alive") == "alive\n"
+    assert system.ok("vzctl", "exec", 102, "echo alive") == "alive\n"
+    from runtime.figures import Figures
+
+    assert Figures(system.paths.tag, container).memory().oom_kills >= 1
+    assert Figures(system.paths.tag, 102).memory().oom_kills == 0
+
+
+def test_ram_below_what_is_used_is_refused_and_nothing_changes(system, container):
+    system.ok(
+        "vzctl", "exec", container,
+        "(dd if=/dev/zero bs=60M count=1 2>/dev/null | sleep 60) </dev/null >/dev/null 2>&1 &",
+    )  # fmt: skip
+    system.ok("vzctl", "exec", container, "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>&1")
+    before = system.paths.ct_conf(container).read_text()
+    message = system.fails(1, "vzctl", "set", container, "--ram", "32M", "--swap", "0", "--save")
+    assert "uses" in message
+    assert system.paths.ct_conf(container).read_text() == before
+    assert "536870912" not in message
+    assert "MemTotal:         524288 kB" in system.ok(
+        "vzctl", "exec", container, "cat /proc/meminfo"
+    )
+
+
+def test_numproc_refuses_the_fork_beyond_it(system, container):
+    system.ok("vzctl", "set", container, "--numproc", "12", "--save")
+    out = system.run(
+        "vzctl", "exec", container,
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 30 >/dev/null 2>&1 & done",
+    )  # fmt: skip
+    assert "fork" in out.stderr
+    running = len(set(pids(system, container)))
+    assert running <= 12
+    assert system.ok("vzlist", "-H", "-o", "numproc.f", container).strip() != "0"
+
+
+def test_an_io_limit_holds_for_direct_and_for_synced_writes(system, container):
+    from runtime.resources import block_device
+
+    if block_device(system.paths.private(container)) is None:
+        pytest.skip("the private area is on no block device; put TMPDIR on a disk")
+    system.ok("vzctl", "set", container, "--iolimit", "4M", "--save")
+    began = time.monotonic()
+    system.ok("vzctl", "exec", container, "dd if=/dev/zero of=/root/x bs=1M count=16 conv=fsync")
+    seconds = time.monotonic() - began
+    assert 16 / seconds == pytest.approx(4, rel=0.1)
+    system.ok("vzctl", "set", container, "--iolimit", "0", "--save")
+    began = time.monotonic()
+    system.ok("vzctl", "exec", container, "dd if=/dev/zero of=/root/x bs=1M count=16 conv=fsync")
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code"),
+    [
+        ("cpuunits", "7", 21),
+        ("cpulimit", "x", 21),
+        ("cpumask", "4000", 146),
+        ("nodemask", "63", 149),
+        ("ram", "0", 21),
+        ("numproc", "9:8", 21),
+        ("ioprio", "8", 21),
+        ("iolimit", "3G", 21),
+        ("meminfo", "pages", 21),
+        ("capability", "fly:on", 21),
+        ("devices", "c:1", 21),
+    ],
+)
+def test_an_invalid_limit_changes_nothing(shared_system, option, value, code):
+    if not shared_system.paths.ct_conf(150).exists():
+        shared_system.create(150, "busybox", "--config", "basic")
+    before = shared_system.paths.ct_conf(150).read_bytes()
+    shared_system.fails(code, "vzctl", "set", 150, f"--{option}", value, "--cpus", "1", "--save")
+    assert shared_system.paths.ct_conf(150).read_bytes() == before
+
+
+def test_limits_of_the_configuration_hold_from_the_first_process_on(system):
+    system.create(101, "busybox", "--config", "basic")
+    system.ok(
+        "vzctl", "set", 101, "--ram", "64M", "--swap", "0", "--numproc", "20", "--cpulimit", "40",
+        "--lockedpages", "16", "--numfile", "100", "--save",
+    )  # fmt: skip
+    system.ok("vzctl", "start", 101)
+    limits = system.ok("vzctl", "exec", 101, "cat /proc/1/limits")
+    assert limits.split("Max locked memory")[1].split()[:2] == ["65536", "65536"]
+    assert limits.split("Max open files")[1].split()[:2] == ["100", "100"]
+    assert "MemTotal:          65536 kB" in system.ok("vzctl", "exec", 101, "cat /proc/meminfo")
+    load(system, 101)
+    assert max(rate(system, 101) for _ in range(3)) == pytest.approx(0.4, rel=0.05)
+
+
+def test_the_pctl_unit_of_an_io_limit_is_megabytes(system, container):
+    system.ok("pctl", "set", container, "--iolimit", "10", "--save")
+    assert 'IOLIMIT="10485760"' in system.paths.ct_conf(container).read_text()
+    assert system.ok("vzlist", "-H", "-o", "iolimit", container).strip() == "10485760"
