@@ -119,6 +119,16 @@ class Controlled(Files):
             return self._status(node)
         return super().setattr(node, change, caller)
 
+    def getxattr(self, node: Node, name: bytes) -> bytes:
+        """Return an extended attribute; a control file has none, no ACL in particular."""
+        if isinstance(node, Control):
+            raise failure(errno.ENODATA)
+        return super().getxattr(node, name)
+
+    def listxattr(self, node: Node, caller: Caller = SELF) -> bytes:
+        """Return the names of the extended attributes."""
+        return b"" if isinstance(node, Control) else super().listxattr(node, caller)
+
     def unlink(self, parent: Directory, name: bytes) -> None:
         """Remove a file's name."""
         self._refuse(parent, name)
