@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runtime.config import Config
     from runtime.paths import Paths
 
-_SERVER_TIMEOUT_S = 5.0
+_SERVER_TIMEOUT_S = 2.0
 
 
 def unmount(target: Path, *, patience_s: float = 0.2) -> bool:
