@@ -55,14 +55,16 @@ def layers(private: Path, template_area: Path) -> tuple[Path, ...]:
 
 
 def options(paths: Paths, ctid: int, config: Config) -> Options:
-    """Return how VZFS mounts the container; raises as ``layers`` does."""
+    """Return how VZFS mounts the container, with its quota ready to be counted.
+
+    Raises as ``layers`` does, and QuotaInitFailed.
+    """
+    from runtime import resources_disk
     from vzfs.options import Options
 
     private = location(paths, config)
     area = paths.area(config["TEMPLATE"])
-    ledger = paths.quota_file(ctid) if config.get("DISK_QUOTA") == "yes" else None
-    if ledger is not None and not ledger.exists():
-        ledger = None
+    ledger = resources_disk.prepare(paths, ctid, config, private)
     return Options(
         lower=layers(private, area),
         upper=private / "root",

@@ -6,16 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from runtime.errors import InvalidValue, QuotaSetFailed, UgidQuotaFailed, VzError
+from runtime.errors import (
+    InvalidValue,
+    QuotaInitFailed,
+    QuotaSetFailed,
+    UgidQuotaFailed,
+    VzError,
+)
 from runtime.units import KIB, UNLIMITED, Pair, pair
 from vzfs import quota
 from vzfs.quotaerror import EXIT_NO_FILE, QuotaError, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from runtime.config import Config
     from runtime.container import Container
+    from runtime.paths import Paths
 
 #: Grace period where QUOTATIME is not set, in seconds: a week, as vzquota has it.
 _GRACE_S = 7 * 86400
@@ -46,6 +54,20 @@ def _limits(config: Mapping[str, str], key: str, unit: int) -> Pair:
     except InvalidValue:
         return Pair(0, 0)
     return Pair(*(0 if value >= UNLIMITED else value for value in found))
+
+
+def prepare(paths: Paths, ctid: int, config: Config, private: Path) -> Path | None:
+    """Return the quota file which the file server shall keep, made or brought up to ``config``.
+
+    None when the container has no disk quota. Raises QuotaInitFailed.
+    """
+    if config.get("DISK_QUOTA") != "yes":
+        return None
+    path = paths.quota_file(ctid)
+    with _translated(QuotaInitFailed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        quota.prepare(path, private / "root", changes(config), index=private / "cow")
+    return path
 
 
 def apply(ct: Container, before: Config, after: Config) -> None:

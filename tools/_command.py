@@ -36,15 +36,31 @@ class Option:
     flags: tuple[str, ...]
     help: str
     settings: dict[str, Any] = field(default_factory=dict)
+    #: Its value may begin with a dash (``-s -name``), which argparse takes for an option.
+    dashed: bool = False
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add it to ``parser``."""
         parser.add_argument(*self.flags, help=self.help, **self.settings)
 
 
-def option(*flags: str, help: str, **settings: Any) -> Option:
+def option(*flags: str, help: str, dashed: bool = False, **settings: Any) -> Option:
     """Return an Option; ``settings`` are argparse's (metavar, nargs, action, choices, …)."""
-    return Option(flags, help, settings)
+    return Option(flags, help, settings, dashed)
+
+
+def _join_dashed(rows: Sequence[Option], arguments: Sequence[str]) -> list[str]:
+    """Return ``arguments`` with the values that may begin with a dash joined to their options."""
+    flags = {flag for row in rows if row.dashed for flag in row.flags}
+    out: list[str] = []
+    waiting = False
+    for word in arguments:
+        if waiting and word.startswith("-"):
+            out[-1] += f"={word}" if out[-1].startswith("--") else word
+        else:
+            out.append(word)
+        waiting = word in flags and not waiting
+    return out
 
 
 JSON = option("-j", "--json", help="print JSON with field names", action="store_true")
@@ -327,7 +343,8 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
 
 def _run(program: Program, arguments: list[str]) -> int:
     if not program.verbs:
-        args = program_parser(program).parse_args(arguments)
+        words = _join_dashed(program.options, arguments)
+        args = program_parser(program).parse_args(words)
         context = _context(program, args)
         assert program.run is not None
         return resolve(program.run)(context, args) or 0
@@ -340,7 +357,7 @@ def _run(program: Program, arguments: list[str]) -> int:
         return 0
     context = _context(program, _global_parser(program).parse_args(head))
     verb = find_verb(program, word, context, tail)
-    args = verb_parser(program, verb).parse_args(tail)
+    args = verb_parser(program, verb).parse_args(_join_dashed(verb.rows(), tail))
     if verb.rest and args.rest[:1] == ["--"]:
         args.rest = args.rest[1:]
     args.verb = verb.name

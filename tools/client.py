@@ -125,7 +125,7 @@ def run(program: str, module: str) -> int:
     import importlib
 
     status = int(importlib.import_module(f"tools.{module}").main())
-    if not local:
+    if not local and status == 0:
         from tools import service
 
         service.start_if_wanted(program, arguments)

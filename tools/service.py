@@ -267,8 +267,7 @@ def start_if_wanted(program: str, arguments: Sequence[str]) -> None:
 
 def start(paths: Paths) -> None:
     """Start a service for the system at ``paths`` in the background, detached from the caller."""
-    if not paths.run.is_dir():
-        return
+    paths.run.mkdir(parents=True, exist_ok=True)
     if (pid := os.fork()) == 0:
         try:
             os.setsid()

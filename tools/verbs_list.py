@@ -138,6 +138,7 @@ VERBS: tuple[Verb, ...] = (
             option(
                 "-s",
                 "--sort",
+                dashed=True,
                 help="sort by a field; '-' before it: descending",
                 metavar="[-]FIELD",
             ),

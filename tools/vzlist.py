@@ -96,7 +96,11 @@ PROGRAM = Program(
         option("-o", "--output", help="show these fields", metavar="FIELD[,FIELD…]"),
         option("-1", "--one", help="print ids only, one a line", action="store_true"),
         option(
-            "-s", "--sort", help="sort by a field; '-' before it: descending", metavar="[-]FIELD"
+            "-s",
+            "--sort",
+            dashed=True,
+            help="sort by a field; '-' before it: descending",
+            metavar="[-]FIELD",
         ),
         option("-h", "--hostname", help="only matching host names", metavar="PATTERN"),
         option(
