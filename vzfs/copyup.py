@@ -24,6 +24,7 @@ import stat
 from vzfs import layers, syscalls
 from vzfs.inodes import Directory, File, Node
 from vzfs.layers import proc_fd, proc_path
+from vzfs.magic import LAYER, target_of
 from vzfs.overlay import Job, Later, Overlay, failure, index_name
 
 _CHUNK = 16 << 20
@@ -161,6 +162,8 @@ class CopyUp(Overlay):
             if st.st_size:
                 assert node.low is not None
                 redirect = layers.lower_path(node.low, node.loname)
+                if node.magic:
+                    redirect = target_of(node.low, node.loname)
             fd = os.open(
                 name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work
             )
@@ -175,12 +178,16 @@ class CopyUp(Overlay):
         try:
             self._copy_attributes(source, target, st, follow=followed)
             layer = node.low.layer if node.low is not None else 1
-            os.setxattr(target, layers.ORIGIN, self.stack.origin(layer, st), follow_symlinks=False)
+            slot, names = 0, 1
+            if layer != LAYER:
+                origin = self.stack.origin(layer, st)
+                os.setxattr(target, layers.ORIGIN, origin, follow_symlinks=False)
+                slot = self.stack.layers[layer].slot
+                names = self.group_size(slot, st) if not nameless else 1
             if redirect:
-                os.setxattr(target, layers.REDIRECT, redirect)
+                if len(redirect) <= layers.REDIRECT_MAX:
+                    os.setxattr(target, layers.REDIRECT, redirect)
                 os.setxattr(target, layers.METACOPY, b"")
-            slot = self.stack.layers[layer].slot
-            names = self.group_size(slot, st) if not nameless else 1
             self.charge_new(st, os.stat(name, dir_fd=work, follow_symlinks=False), work, name)
             if nameless:
                 node.fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
@@ -196,6 +203,8 @@ class CopyUp(Overlay):
                 assert node.parent is not None
                 times = os.fstat(parent_fd)
                 self.make_impure(node.parent)
+                if node.magic:
+                    self._anchor(node)
                 os.rename(name, node.name, src_dir_fd=work, dst_dir_fd=parent_fd)
                 _set_times(parent_fd, times)
                 node.up, node.upname = node.parent.up, node.name
@@ -205,7 +214,24 @@ class CopyUp(Overlay):
             except FileNotFoundError:
                 pass
             raise
+        if node.magic:
+            node.magic = False
+            fresh = os.stat(node.fd) if nameless else self.stat(node)
+            self.table.rename(node, 0, fresh.st_ino)
         node.meta = bool(redirect)
+
+    def _anchor(self, node: File) -> None:
+        """Keep the inode of a magic link for its number; it is charged no more."""
+        assert node.up is not None
+        node.anchor = os.open(
+            node.upname, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.up.open()
+        )
+        self.discharge_link(os.stat(node.anchor))
+
+    def discharge_link(self, st: os.stat_result) -> None:
+        """Tell the ledger that a magic link is gone."""
+        if self.ledger is not None:
+            self.ledger.release(st.st_uid, st.st_gid, st.st_blocks, 1)
 
     def group_size(self, slot: int, st: os.stat_result) -> int:
         """Return how many names of these layers are the lower file ``st``, 1 when only one is."""

@@ -98,6 +98,7 @@ class File(Node):
     """Anything that is not a directory."""
 
     __slots__ = (
+        "anchor",
         "backing",
         "backing_private",
         "charged",
@@ -107,6 +108,7 @@ class File(Node):
         "loname",
         "low",
         "lower_fd",
+        "magic",
         "meta",
         "opens",
         "twin",
@@ -129,6 +131,10 @@ class File(Node):
         self.loname = b""
         #: O_PATH descriptor of the lower file once its name may be gone.
         self.lower_fd = -1
+        #: What is in the private layer is a magic link; all that is seen is the lower file's.
+        self.magic = False
+        #: Keeps the inode of a magic link that was replaced, so that its number is not reused.
+        self.anchor = -1
         #: The private copy holds metadata only; the data are still the lower file's.
         self.meta = False
         #: Names this file has for its users, when that is not the private copy's link count.
@@ -147,12 +153,14 @@ class File(Node):
     @property
     def private(self) -> bool:
         """Whether data and metadata are the container's own."""
-        return not self.meta and (self.up is not None or (self.low is None and self.fd >= 0))
+        return not (self.meta or self.magic) and (
+            self.up is not None or (self.low is None and self.fd >= 0)
+        )
 
     @property
     def has_copy(self) -> bool:
         """Whether the metadata at least are the container's own."""
-        return self.up is not None or self.fd >= 0
+        return not self.magic and (self.up is not None or self.fd >= 0)
 
     def release(self) -> None:
         """Close what the node holds."""
@@ -160,6 +168,9 @@ class File(Node):
         if self.lower_fd >= 0:
             os.close(self.lower_fd)
             self.lower_fd = -1
+        if self.anchor >= 0:
+            os.close(self.anchor)
+            self.anchor = -1
 
 
 def split_id(nid: int) -> tuple[int, int, int]:
@@ -233,6 +244,13 @@ class NodeTable:
         self._moved_from[nid] = origin
         node.twin = twin
         return twin
+
+    def rename(self, node: File, slot: int, inode: int) -> None:
+        """Let an object that was replaced by another keep the id it is known by."""
+        computed = self.identify_file(slot, inode)
+        if computed != node.nid:
+            self.moved[computed] = node.nid
+            self._moved_from[node.nid] = computed
 
     def forget(self, nid: int, count: int) -> Node | None:
         """Drop ``count`` references; return the node when it was the last one."""

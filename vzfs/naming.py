@@ -281,6 +281,9 @@ class Naming(CopyUp):
             return -1
 
         node, st, _ = self._new(parent, name, stat.S_IFLNK | 0o777, caller, make)
+        if magic and self.magic is not None and self.magic.resolve(target) is not None:
+            self.table.forget(node.nid, 0)
+            node, _ = self.lookup(parent, name)
         return node, st
 
     def tmpfile(
@@ -366,11 +369,15 @@ class Naming(CopyUp):
                 place.pinned = True
             return
         assert isinstance(node, File)
-        if node.fd < 0 and node.up is not None:
+        if node.magic and node.anchor < 0 and node.up is not None:
+            node.anchor = os.open(
+                node.upname, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.up.open()
+            )
+        if node.fd < 0 and node.up is not None and not node.magic:
             node.fd = os.open(
                 node.upname, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.up.open()
             )
-        if (node.meta or node.up is None) and node.lower_fd < 0 and node.low is not None:
+        if (node.meta or not node.has_copy) and node.lower_fd < 0 and node.low is not None:
             node.lower_fd = os.open(
                 node.loname, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.low.open()
             )
@@ -388,7 +395,7 @@ class Naming(CopyUp):
 
     def _group(self, node: File) -> None:
         """Copy up a lower file with several names before one of them changes."""
-        if node.has_copy or node.twin is not None:
+        if node.has_copy or node.magic or node.twin is not None:
             return
         st = self.stat_lower(node)
         if st.st_nlink > 1 and node.low is not None:
@@ -398,7 +405,9 @@ class Naming(CopyUp):
 
     def _drop_name(self, node: File, st: os.stat_result) -> None:
         """Account for one name less; ``st`` are the attributes from before."""
-        if node.links is not None:
+        if node.magic:
+            self.discharge_link(os.stat(node.anchor))
+        elif node.links is not None:
             self._set_links(node, node.links - 1)
             if node.links == 0:
                 entry = self._index_entry(node)

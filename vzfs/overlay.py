@@ -22,6 +22,7 @@ from vzfs import layers, protocol, syscalls
 from vzfs.inodes import Directory, File, Node, NodeTable
 from vzfs.layers import Found, Place, Stack
 from vzfs.links import Groups
+from vzfs.magic import PREFIX, MagicLinks
 
 if TYPE_CHECKING:
     from vzfs.options import Options
@@ -99,6 +100,8 @@ class Overlay:
         #: What a transport does to let two backing files of one inode coexist: without
         #: passthrough nothing is needed and nodes never split.
         self.passthrough = False
+        area = options.template_area
+        self.magic = MagicLinks(area, stack.descriptors) if area is not None else None
         self.roots = tuple(layer.root for layer in stack.lower)
         root = Directory(protocol.ROOT_ID, 0, None, b"", stack.upper.root, self.roots)
         if stack.upper.root.mark(layers.OPAQUE) is not None:
@@ -152,6 +155,10 @@ class Overlay:
             else:
                 if layers.is_whiteout(st):
                     raise FileNotFoundError(errno.ENOENT, "")
+                if stat.S_ISLNK(st.st_mode) and self.magic is not None:
+                    found = self._magic(up, name, st)
+                    if found is not None:
+                        return self._linked(parent, up, name, st, found)
                 if parent.lows or self.is_impure(parent):
                     return self._marked(parent, up, name, st)
                 return self._plain(parent, up, name, st), st
@@ -160,6 +167,28 @@ class Overlay:
             if found is not None:
                 return self._lower(parent, name, found)
         raise FileNotFoundError(errno.ENOENT, "")
+
+    def _magic(self, up: Place, name: bytes, st: os.stat_result) -> Found | None:
+        """Return the template file a private symbolic link stands for, if it does."""
+        if st.st_size <= len(PREFIX):
+            return None
+        target = os.readlink(name, dir_fd=up.fd)
+        if not target.startswith(PREFIX):
+            return None
+        assert self.magic is not None
+        return self.magic.resolve(target)
+
+    def _linked(
+        self, parent: Directory, up: Place, name: bytes, st: os.stat_result, found: Found
+    ) -> tuple[Node, os.stat_result]:
+        """Enter a magic link as the regular file it stands for."""
+        nid = self.table.identify_file(0, st.st_ino)
+        node = self.table.nodes.get(nid)
+        file = self._file(node, nid, st.st_ino, parent, name, found.stat, up, name)
+        file.kind = stat.S_IFREG
+        file.magic = True
+        file.low, file.loname = found.place, found.name
+        return file, found.stat
 
     def is_impure(self, directory: Directory) -> bool:
         """Tell whether entries of a private directory may carry marks."""
@@ -298,7 +327,9 @@ class Overlay:
             target = b""
             if layers.REDIRECT in marks:
                 target = os.getxattr(path, layers.REDIRECT, follow_symlinks=False)
-            if target.startswith(b"/"):
+            if target.startswith(PREFIX):
+                found = self.magic.resolve(target) if self.magic is not None else None
+            elif target.startswith(b"/"):
                 found = layers.resolve_file(self.roots, target)
             else:
                 found = layers.find_lower(parent.lows, target or name)
@@ -349,6 +380,8 @@ class Overlay:
             node = node.twin
         if self.frozen and node.nid in self.frozen:
             return self.frozen[node.nid]
+        if node.magic:
+            return self.stat_lower(node)
         if node.fd >= 0:
             return os.stat(node.fd)
         if node.up is not None:
@@ -387,6 +420,8 @@ class Overlay:
                 size, blocks = below.st_size, below.st_blocks
             if real.links is not None:
                 links = real.links
+            elif real.magic:
+                links = 0 if real.parent is None else 1
             elif real.low is not None and not real.has_copy:
                 if real.parent is None:
                     links = 0
@@ -435,7 +470,7 @@ class Overlay:
             node = node.twin
         if node.fd >= 0:
             return layers.proc_fd(node.fd)
-        if node.up is not None:
+        if node.up is not None and not node.magic:
             return layers.proc_path(node.up.open(), node.upname)
         if node.lower_fd >= 0:
             return layers.proc_fd(node.lower_fd)
@@ -447,7 +482,7 @@ class Overlay:
         """Tell whether the last component of `path` is a link of /proc to be followed."""
         if isinstance(node, File):
             real = node.twin or node
-            return real.fd >= 0 or (real.up is None and real.lower_fd >= 0)
+            return real.fd >= 0 or (not real.has_copy and real.lower_fd >= 0)
         return True
 
     def open_file(self, node: File, flags: int, *, data: bool = True) -> int:

@@ -128,9 +128,16 @@ class Renaming(Naming):
             return
         assert isinstance(node, File)
         real = node.twin or node
+        if real.magic:
+            return
         if not real.has_copy:
             real.parent, real.name = parent, name
         self.own(node)
+        if real.meta and real.low is not None:
+            # Too deep for a redirect: only at its place would the lower part be found again.
+            path = layers.lower_path(real.low, real.loname)
+            if len(path) > layers.REDIRECT_MAX:
+                self.own_data(real)
 
     def _set_redirect(self, node: Directory) -> None:
         paths = {layers.lower_path(p.parent, p.name) for p in node.lows if p.parent is not None}
@@ -150,7 +157,7 @@ class Renaming(Naming):
                 os.setxattr(self.path(node), layers.OPAQUE, b"y")
         elif isinstance(node, File):
             real = node.twin or node
-            if self._is_marked(real, self.stat(real)):
+            if not real.magic and self._is_marked(real, self.stat(real)):
                 self.make_impure(to)
 
     def _name_group(self, node: Node, target: int, new: bytes) -> None:

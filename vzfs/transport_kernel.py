@@ -316,6 +316,8 @@ class KernelTransport:
     def _entry(self, unique: int, node: Node, st: os.stat_result) -> None:
         node.lookups += 1
         seconds, nanoseconds = self.seconds, self.nanoseconds
+        if isinstance(node, File) and node.magic and stat.S_ISLNK(st.st_mode):
+            seconds = nanoseconds = 0  # made as a link; the next lookup shows the file
         self._send(
             protocol.ENTRY_REPLY.pack(
                 144,

@@ -60,10 +60,11 @@ def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None])
         flags = _answer_init(fd)
         on_init(flags)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
+    placeholder = theirs.detach()  # libfuse closes it in the end
+    with ours:
         ours.send(_own_init(flags & 0xFFFFFFFF & ~protocol.INIT_EXT))
-        handlers = Handlers(core, fd, theirs.fileno())
-        pyfuse3.init(handlers, f"/dev/fd/{theirs.fileno()}", {"default_permissions"})
+        handlers = Handlers(core, fd, placeholder)
+        pyfuse3.init(handlers, f"/dev/fd/{placeholder}", {"default_permissions"})
         if core.resumed:
             os.write(fd, OUT_HEADER.pack(OUT_SIZE, protocol.NOTIFY_RESEND, 0))
         try:
@@ -196,6 +197,8 @@ class Handlers(pyfuse3.Operations):
     def _given(self, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
         """Return an entry the kernel takes a reference to."""
         entry = self._entry(node, st)
+        if isinstance(node, File) and node.magic and stat.S_ISLNK(st.st_mode):
+            entry.entry_timeout = entry.attr_timeout = 0  # the next lookup shows the file
         node.lookups += 1
         return entry
 
