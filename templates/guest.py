@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,8 +131,7 @@ class Guest:
     def update(self, objects: Sequence[str], how: How, *, packages: bool) -> Outcome:
         """Update everything, or only some application templates or packages."""
         if not objects:
-            recipes = [self._recipe(name) for name in self.applications()]
-            return self._change(["dist-upgrade"], [], how, extra=recipes)
+            return self._change(["dist-upgrade"], [], how)
         if packages:
             return self._change(["install", "--only-upgrade"], list(objects), how)
         recipes = [self._own_recipe(name) for name in objects]
@@ -184,7 +184,12 @@ class Guest:
     # how it is done
 
     def _apt(self, status: Path, how: How, extra: Sequence[Recipe] = ()) -> Apt:
-        apt = Apt(self.ct.paths, self.template, status, extra)
+        own: list[Recipe] = []
+        for name in self.applications():
+            # One whose definition was removed meanwhile offers nothing new.
+            with suppress(TemplateNotFound):
+                own.append(self._recipe(name))
+        apt = Apt(self.ct.paths, self.template, status, [*own, *extra])
         apt.refresh(self.progress, remote=how.remote, cached=how.cached)
         return apt
 
