@@ -47,6 +47,7 @@ _FIELDS = (
     "Breaks",
     "Conflicts",
 )
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 _VALUE = re.compile(r"[A-Za-z0-9 .,+~:|()<>=\[\]!_${}/-]*")
 
 
@@ -73,6 +74,8 @@ def clean_status(stanzas: Iterator[Mapping[str, str]]) -> str:
     """
     out = []
     for fields in stanzas:
+        if not _PACKAGE.fullmatch(fields.get("Package", "")):
+            continue
         lines = []
         for name in _FIELDS:
             value = " ".join(fields.get(name, "").split())
