@@ -66,7 +66,7 @@ def system(shared_system):
         (20, ("vzctl", "set", "101", "--frobnicate", "1")),
         (21, ("vzctl", "set", "101", "--onboot", "maybe", "--save")),
         (21, ("vzctl", "set", "101", "--bootorder", "x", "--save")),
-        (70, ("vzctl", "set", "101", "--hostname", "-bad-", "--save")),
+        (70, ("vzctl", "set", "101", "--hostname", "bad-", "--save")),
         (137, ("vzctl", "set", "101", "--name", "12", "--save")),
         (137, ("vzctl", "set", "101", "--name", "a\nb", "--save")),
         (137, ("vzctl", "set", "101", "--name", "ü" * 200, "--save")),
