@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from runtime.errors import InvalidValue
 from runtime.units import KIB, UNLIMITED, Pair, pair
@@ -14,64 +17,90 @@ from tools._command import main as run_program
 from tools._sizing import shares
 
 
+@dataclass(frozen=True, slots=True)
+class _Quota:
+    """One container's limits; None: none."""
+
+    ctid: int
+    place: Path
+    space_kib: int | None
+    inodes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """One file system and what was promised of it."""
+
+    path: str
+    size_kib: int
+    free_kib: int
+    promised_kib: int
+    inodes: int
+    promised_inodes: int
+    #: Containers without a limit.
+    unlimited: list[int]
+
+
 def _run(context: Context, args: argparse.Namespace) -> int:
     rows = []
     for row in shares(context, running_only=False):
-        private = context.paths.area(row.config["VE_PRIVATE"])
-        place = private
-        while not place.exists():
-            place = place.parent
         limited = row.config.get("DISK_QUOTA") != "no"
         space, inodes = (
             _limit(row.config.get(key), unit) if limited else None for key, unit in _KEYS
         )
-        rows.append((row.ctid, os.stat(place).st_dev, str(place), space, inodes))
-    if not rows:
-        area = context.paths.vz if context.paths.vz.exists() else context.paths.root
-        rows_by_device = {os.stat(area).st_dev: str(area)}
-    else:
-        rows_by_device = {device: place for _ctid, device, place, _space, _inodes in rows}
-    reports = []
-    for device, place in rows_by_device.items():
-        stats = os.statvfs(place)
-        mine = [row for row in rows if row[1] == device]
-        size_kib = stats.f_blocks * stats.f_frsize // KIB
-        reports.append(
-            {
-                "path": place,
-                "size_kib": size_kib,
-                "free_kib": stats.f_bavail * stats.f_frsize // KIB,
-                "promised_kib": sum(row[3] or 0 for row in mine),
-                "inodes": stats.f_files,
-                "promised_inodes": sum(row[4] or 0 for row in mine),
-                "unlimited": [row[0] for row in mine if row[3] is None],
-            }
-        )
-    over = any(int(str(r["promised_kib"])) > int(str(r["size_kib"])) for r in reports)
+        place = _file_system(context.paths.area(row.config["VE_PRIVATE"]))
+        rows.append(_Quota(row.ctid, place, space, inodes))
+    places = {row.place for row in rows} or {_file_system(context.paths.private_dir)}
+    reports = [_report(place, rows) for place in sorted(places)]
+    over = any(report.promised_kib > report.size_kib for report in reports)
     if args.json:
         import json
 
-        print(json.dumps({"overcommitted": over, "filesystems": reports}, indent=2))
+        found = [dataclasses.asdict(report) for report in reports]
+        print(json.dumps({"overcommitted": over, "filesystems": found}, indent=2))
         return 0
+    size = sum(report.size_kib for report in reports)
     if args.xml:
-        size = sum(int(str(r["size_kib"])) for r in reports)
-        told = sum(int(str(r["promised_kib"])) for r in reports)
+        told = sum(report.promised_kib for report in reports)
         print(f"<disk><utilization>{told / size if size else 0.0:.2f}</utilization></disk>")
         return 0
     if args.verbose_table:
         print(f"{'veid':<10} {'diskspace':>14} {'diskinodes':>12}")
-        for ctid, _device, _place, space, inodes in rows:
-            print(f"{ctid:<10} {_cell(space):>14} {_cell(inodes):>12}")
+        for quota in rows:
+            print(f"{quota.ctid:<10} {_cell(quota.space_kib):>14} {_cell(quota.inodes):>12}")
     for report in reports:
-        told, size = int(str(report["promised_kib"])), int(str(report["size_kib"]))
-        part = 100 * told / size if size else 0.0
-        print(f"{report['path']}: {told} of {size} KiB promised ({part:.2f}%)")
+        part = 100 * report.promised_kib / report.size_kib if report.size_kib else 0.0
+        line = f"{report.promised_kib} of {report.size_kib} KiB promised ({part:.2f}%)"
+        print(f"{report.path}: {line}")
     if over:
         print("Warning: hardware node is overcommited")
     return 0
 
 
+def _report(place: Path, rows: Sequence[_Quota]) -> _Report:
+    stats = os.statvfs(place)
+    mine = [row for row in rows if row.place == place]
+    return _Report(
+        str(place),
+        stats.f_blocks * stats.f_frsize // KIB,
+        stats.f_bavail * stats.f_frsize // KIB,
+        sum(row.space_kib or 0 for row in mine),
+        stats.f_files,
+        sum(row.inodes or 0 for row in mine),
+        [row.ctid for row in mine if row.space_kib is None],
+    )
+
+
 _KEYS = (("DISKSPACE", KIB), ("DISKINODES", 0))
+
+
+def _file_system(path: Path) -> Path:
+    """Return the top of the file system that holds, or would hold, ``path``."""
+    while not path.exists():
+        path = path.parent
+    while path.parent != path and os.stat(path.parent).st_dev == os.stat(path).st_dev:
+        path = path.parent
+    return path
 
 
 def _limit(text: str | None, unit: int) -> int | None:
