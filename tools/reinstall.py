@@ -73,7 +73,9 @@ def reinstall(context: Context, args: argparse.Namespace) -> None:
                 or "vps.reinstall" not in chosen
                 or (_script(custom, ct.ctid, fresh, private) == STANDARD)
             ):
-                _keep(ct, fresh, backup=not args.skipbackup, credentials=not args.resetpwdb)
+                _keep(
+                    context, ct, fresh, backup=not args.skipbackup, credentials=not args.resetpwdb
+                )
             configure = found.get("vps.configure")
             if configure is not None and not args.skipscripts and "vps.configure" in chosen:
                 code = _script(configure, ct.ctid, fresh, private)
@@ -102,11 +104,11 @@ def _build(context: Context, ct: Container, fresh: Path) -> None:
     template_create.postcreate(context.paths, ct.ctid, template, private=fresh)
 
 
-def _keep(ct: Container, fresh: Path, *, backup: bool, credentials: bool) -> None:
+def _keep(context: Context, ct: Container, fresh: Path, *, backup: bool, credentials: bool) -> None:
     """Take over from the old system: its merged tree to /old, its credentials to /etc."""
     ct.mount()
     try:
-        root = ct.root
+        root = context.paths.area(ct.config["VE_ROOT"])
         if credentials:
             etc = fresh / "root" / "etc"
             etc.mkdir(mode=0o755, exist_ok=True)

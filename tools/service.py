@@ -148,7 +148,7 @@ def _accept_loop(listener: socket.socket, path: Path, code: tuple[int, int], idl
 def _from_root(connection: socket.socket) -> bool:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _pid, uid, _gid = struct.unpack("iII", credentials)
-    return uid == 0
+    return bool(uid == 0)
 
 
 def read_request(connection: socket.socket) -> Request:
