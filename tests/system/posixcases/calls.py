@@ -38,12 +38,20 @@ def _bind(name: str, *types: object) -> "ctypes._NamedFuncPointer":
     return function  # type: ignore[no-any-return]  # CDLL attributes are untyped
 
 
-_renameat2 = _bind("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-_utimensat = _bind("utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec * 2), ctypes.c_int)
+_renameat2 = _bind(
+    "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
+)
+_utimensat = _bind(
+    "utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec * 2), ctypes.c_int
+)
 _futimens = _bind("futimens", ctypes.c_int, ctypes.POINTER(_Timespec * 2))
-_linkat = _bind("linkat", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_linkat = _bind(
+    "linkat", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int
+)
 _fallocate = _bind("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_mount = _bind("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_mount = _bind(
+    "mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p
+)
 _umount2 = _bind("umount2", ctypes.c_char_p, ctypes.c_int)
 _faccessat = _bind("faccessat", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
 _statx = _bind("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)

@@ -230,8 +230,15 @@ def _shifts_ranges() -> bool:
         return True
 
 
-@case(how=tuple(ALLOCATIONS), offset=(0, 4096, 8192, 100), length=(4096, 8192, 50), size=(0, 5, 16384, 20000))
-def fallocate_does_what_its_mode_says(t: Scene, how: str, offset: int, length: int, size: int) -> Iterator[None]:
+@case(
+    how=tuple(ALLOCATIONS),
+    offset=(0, 4096, 8192, 100),
+    length=(4096, 8192, 50),
+    size=(0, 5, 16384, 20000),
+)
+def fallocate_does_what_its_mode_says(
+    t: Scene, how: str, offset: int, length: int, size: int
+) -> Iterator[None]:
     t.write("x", pattern(size))
     yield
     old, end = pattern(size), offset + length

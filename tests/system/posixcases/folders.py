@@ -134,8 +134,15 @@ def _other_process(path: str, flags: int, kind: str, how: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@case(kind=("flock", "posix"), mine=(fcntl.LOCK_SH, fcntl.LOCK_EX), other=(fcntl.LOCK_SH, fcntl.LOCK_EX), name=("x", "y"))
-def locks_exclude_other_processes(t: Scene, kind: str, mine: int, other: int, name: str) -> Iterator[None]:
+@case(
+    kind=("flock", "posix"),
+    mine=(fcntl.LOCK_SH, fcntl.LOCK_EX),
+    other=(fcntl.LOCK_SH, fcntl.LOCK_EX),
+    name=("x", "y"),
+)
+def locks_exclude_other_processes(
+    t: Scene, kind: str, mine: int, other: int, name: str
+) -> Iterator[None]:
     t.write("x", b"data")
     os.link("x", "y")
     yield
@@ -174,7 +181,11 @@ def record_locks_need_the_access(t: Scene, access: int) -> Iterator[None]:
     t.write("x", b"data")
     yield
     with opened("x", access) as one:
-        wrong, right = (fcntl.LOCK_EX, fcntl.LOCK_SH) if access == os.O_RDONLY else (fcntl.LOCK_SH, fcntl.LOCK_EX)
+        wrong, right = (
+            (fcntl.LOCK_EX, fcntl.LOCK_SH)
+            if access == os.O_RDONLY
+            else (fcntl.LOCK_SH, fcntl.LOCK_EX)
+        )
         t.fails(errno.EBADF, fcntl.lockf, one, wrong | fcntl.LOCK_NB)
         fcntl.lockf(one, right | fcntl.LOCK_NB)
         fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,7 +218,14 @@ def locks_of_two_descriptors_exclude_each_other(t: Scene, kind: str) -> Iterator
 
 # Watches -------------------------------------------------------------------------------------------
 
-IN_MODIFY, IN_ATTRIB, IN_CREATE, IN_DELETE, IN_MOVED_FROM, IN_MOVED_TO = 2, 4, 0x100, 0x200, 0x40, 0x80
+IN_MODIFY, IN_ATTRIB, IN_CREATE, IN_DELETE, IN_MOVED_FROM, IN_MOVED_TO = (
+    2,
+    4,
+    0x100,
+    0x200,
+    0x40,
+    0x80,
+)
 
 
 @case(act=("create", "modify", "delete", "attrib", "move"))

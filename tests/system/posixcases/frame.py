@@ -76,8 +76,6 @@ CASES: list[Case] = []
 Body = Callable[..., Iterator[None] | None]
 
 
-
-
 def case(*, unless: Iterable[str] = (), **axes: Sequence[object]) -> Callable[[Body], Body]:
     """Register a body once for every combination of its axes.
 
@@ -116,7 +114,9 @@ class Scene:
 
     # Judging ---------------------------------------------------------------------------------
 
-    def fails(self, code: int | tuple[int, ...], call: Callable[..., object], *args: object, **kw: object) -> None:
+    def fails(
+        self, code: int | tuple[int, ...], call: Callable[..., object], *args: object, **kw: object
+    ) -> None:
         """The call must raise OSError with this errno (or one of these)."""
         self.checks += 1
         codes = (code,) if isinstance(code, int) else code
@@ -222,7 +222,9 @@ class Scene:
             os.setresgid(0, 0, 0)
             os.setgroups([])
 
-    def make(self, kind: str, path: str, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
+    def make(
+        self, kind: str, path: str, mode: int = 0o644, owner: tuple[int, int] | None = None
+    ) -> None:
         """Create a file of a kind with exactly this mode and owner."""
         if kind == "regular":
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
@@ -237,7 +239,9 @@ class Scene:
         if kind != "symlink":
             os.chmod(path, mode)
 
-    def write(self, path: str, data: bytes, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
+    def write(
+        self, path: str, data: bytes, mode: int = 0o644, owner: tuple[int, int] | None = None
+    ) -> None:
         """Create a regular file with content."""
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
         os.write(descriptor, data)
@@ -364,7 +368,9 @@ def _collect(
             reason = "the worker died" if ready else f"the worker hung for {patience_s:.0f} s"
             done = len(results)
             where = cases[max(current, 0)].name
-            results += [Result(c.area, c.name, "fail", f"{reason} in {where}") for c in cases[done:]]
+            results += [
+                Result(c.area, c.name, "fail", f"{reason} in {where}") for c in cases[done:]
+            ]
             break
         buffer += data
         *lines, buffer = buffer.split(b"\n")
@@ -381,7 +387,13 @@ def _collect(
 
 
 def _work(
-    cases: Sequence[Case], file_system: str, layer: str, below: Path, mounted: Path, out: int, go: int
+    cases: Sequence[Case],
+    file_system: str,
+    layer: str,
+    below: Path,
+    mounted: Path,
+    out: int,
+    go: int,
 ) -> None:
     os.umask(0)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

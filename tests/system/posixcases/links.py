@@ -131,7 +131,18 @@ def a_temporary_file_gets_a_name_or_not(t: Scene, flag: int) -> None:
 
 # Symbolic links ------------------------------------------------------------------------------------
 
-TARGETS = ("x", "../up", "/abs/olute", "a//b", "///three", "with space", "\udcff", "a" * 4095, ".", "l")
+TARGETS = (
+    "x",
+    "../up",
+    "/abs/olute",
+    "a//b",
+    "///three",
+    "with space",
+    "\udcff",
+    "a" * 4095,
+    ".",
+    "l",
+)
 
 
 @case(number=tuple(range(len(TARGETS))), when=("before", "now"))

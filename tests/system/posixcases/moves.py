@@ -61,7 +61,9 @@ class Player:
 
     def node(self, path: str, kind: str) -> None:
         """Make a fifo, socket or device."""
-        os.mknod(self._at(path), TYPE_BITS[kind] | 0o640, DEVICE if kind in ("char", "block") else 0)
+        os.mknod(
+            self._at(path), TYPE_BITS[kind] | 0o640, DEVICE if kind in ("char", "block") else 0
+        )
 
     def symlink(self, path: str, target: str) -> None:
         """Make a symbolic link."""

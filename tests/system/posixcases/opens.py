@@ -19,7 +19,13 @@ def _make(t: Scene, kind: str, path: str) -> None:
         t.make(kind, path, 0o755)
 
 
-@case(access=tuple(ACCESS), create=(False, True), trunc=(False, True), append=(False, True), excl=(False, True))
+@case(
+    access=tuple(ACCESS),
+    create=(False, True),
+    trunc=(False, True),
+    append=(False, True),
+    excl=(False, True),
+)
 def open_of_an_existing_file(
     t: Scene, access: str, create: bool, trunc: bool, append: bool, excl: bool
 ) -> Iterator[None]:
@@ -49,13 +55,19 @@ def open_of_an_existing_file(
                 t.fails(errno.EBADF, os.read, one, 1)
 
 
-@case(access=tuple(ACCESS), trunc=(False, True), excl=(False, True), mode=(0o000, 0o444, 0o600, 0o755))
+@case(
+    access=tuple(ACCESS), trunc=(False, True), excl=(False, True), mode=(0o000, 0o444, 0o600, 0o755)
+)
 def open_of_a_missing_file(t: Scene, access: str, trunc: bool, excl: bool, mode: int) -> None:
     flags = ACCESS[access] | (os.O_TRUNC if trunc else 0) | (os.O_EXCL if excl else 0)
     t.fails(errno.ENOENT, os.open, "x", flags)
     os.chmod(".", 0o777)
     # The mode given does not bind the descriptor that creates the file.
-    with t.user(ALICE), t.marks(**{".": "mtime ctime"}), opened("x", flags | os.O_CREAT, mode) as one:
+    with (
+        t.user(ALICE),
+        t.marks(**{".": "mtime ctime"}),
+        opened("x", flags | os.O_CREAT, mode) as one,
+    ):
         t.mode("x", mode)
         t.equal(os.fstat(one).st_size, 0, "size")
         if access != "read":
@@ -66,7 +78,9 @@ def open_of_a_missing_file(t: Scene, access: str, trunc: bool, excl: bool, mode:
 
 
 @case(kind=KINDS, access=tuple(ACCESS))
-def exclusive_creation_refuses_whatever_is_there(t: Scene, kind: str, access: str) -> Iterator[None]:
+def exclusive_creation_refuses_whatever_is_there(
+    t: Scene, kind: str, access: str
+) -> Iterator[None]:
     _make(t, kind, "x")
     yield
     with t.untouched("x", "."):
@@ -87,7 +101,15 @@ def nofollow_refuses_links_only(t: Scene, kind: str, access: str) -> Iterator[No
             t.equal(os.fstat(one).st_size, len(DATA), "size")
 
 
-@case(flags=(os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC, os.O_CREAT, os.O_WRONLY | os.O_TRUNC | os.O_CREAT))
+@case(
+    flags=(
+        os.O_WRONLY,
+        os.O_RDWR,
+        os.O_RDONLY | os.O_TRUNC,
+        os.O_CREAT,
+        os.O_WRONLY | os.O_TRUNC | os.O_CREAT,
+    )
+)
 def folders_are_not_opened_for_writing(t: Scene, flags: int) -> Iterator[None]:
     os.mkdir("d")
     yield
@@ -185,7 +207,11 @@ def a_running_program_is_busy_for_writers(t: Scene, how: str) -> Iterator[None]:
         os.execv("./x", ["x", "30"])
     try:
         _until_running(child)
-        flags = {"write": os.O_WRONLY, "append": os.O_RDWR | os.O_APPEND, "truncate": os.O_WRONLY | os.O_TRUNC}
+        flags = {
+            "write": os.O_WRONLY,
+            "append": os.O_RDWR | os.O_APPEND,
+            "truncate": os.O_WRONLY | os.O_TRUNC,
+        }
         with t.untouched("x"):
             t.fails(errno.ETXTBSY, os.open, "x", flags[how])
             if how == "truncate":

@@ -31,7 +31,11 @@ def chmod_sets_every_bit_for_the_owner(t: Scene, kind: str, mode: int) -> Iterat
     t.mode("x", mode)
 
 
-@case(kind=("regular", "dir", "fifo"), mode=(0o2755, 0o2644, 0o6777), member=("gid", "supplementary", "no"))
+@case(
+    kind=("regular", "dir", "fifo"),
+    mode=(0o2755, 0o2644, 0o6777),
+    member=("gid", "supplementary", "no"),
+)
 def chmod_drops_setgid_for_strangers_to_the_group(
     t: Scene, kind: str, mode: int, member: str
 ) -> Iterator[None]:
@@ -143,7 +147,12 @@ def chown_follows_links_and_lchown_does_not(t: Scene, kind: str) -> Iterator[Non
     t.owner("s", BOB, CAROL)
 
 
-@case(kind=("regular",), mode=(0o4755, 0o2755, 0o6755, 0o2745, 0o4644, 0o6777), by=("root", "owner"), how=("chown", "lchown", "fchown"))
+@case(
+    kind=("regular",),
+    mode=(0o4755, 0o2755, 0o6755, 0o2745, 0o4644, 0o6777),
+    by=("root", "owner"),
+    how=("chown", "lchown", "fchown"),
+)
 def chown_clears_set_id_bits(t: Scene, kind: str, mode: int, by: str, how: str) -> Iterator[None]:
     t.make(kind, "x", mode, (ALICE, ALICE))
     yield
@@ -168,7 +177,9 @@ def chown_keeps_the_bits_of_a_folder(t: Scene, mode: int, by: str) -> Iterator[N
 
 
 @case(how=("chown", "lchown", "fchown"), by=("root", "owner"))
-def chown_to_nobody_new_moves_ctime_or_not_but_nothing_else(t: Scene, how: str, by: str) -> Iterator[None]:
+def chown_to_nobody_new_moves_ctime_or_not_but_nothing_else(
+    t: Scene, how: str, by: str
+) -> Iterator[None]:
     t.write("x", DATA, 0o6755, (ALICE, ALICE))
     yield
     before = os.lstat("x")
@@ -282,7 +293,9 @@ def writing_as_root_keeps_set_id_bits(t: Scene, writer: str, mode: int) -> Itera
 def writing_drops_file_capabilities(t: Scene, writer: str, uid: int) -> Iterator[None]:
     t.write("x", DATA, 0o777, (ALICE, ALICE))
     # vfs_cap_data of linux/capability.h: revision 2, cap_net_raw permitted.
-    os.setxattr("x", "security.capability", bytes.fromhex("0100000200200000000000000000000000000000"))
+    os.setxattr(
+        "x", "security.capability", bytes.fromhex("0100000200200000000000000000000000000000")
+    )
     t.write("source", DATA, 0o666)
     yield
     with t.user(uid):
@@ -293,7 +306,9 @@ def writing_drops_file_capabilities(t: Scene, writer: str, uid: int) -> Iterator
 @case(uid=(0, ALICE))
 def chown_drops_file_capabilities(t: Scene, uid: int) -> Iterator[None]:
     t.write("x", DATA, 0o777, (ALICE, ALICE))
-    os.setxattr("x", "security.capability", bytes.fromhex("0100000200200000000000000000000000000000"))
+    os.setxattr(
+        "x", "security.capability", bytes.fromhex("0100000200200000000000000000000000000000")
+    )
     yield
     with t.user(uid):
         os.chown("x", -1, ALICE)

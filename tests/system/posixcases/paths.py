@@ -82,7 +82,12 @@ CALLS = (
     Call("truncate", lambda p: os.truncate(p, 7), changes=True),
     Call("utimensat", lambda p: calls.utimensat(p, (1, 2), (3, 4)), changes=True),
     Call("utimensat_now", lambda p: calls.utimensat(p, None, None), changes=True),
-    Call("utimensat_link", lambda p: calls.utimensat(p, (1, 2), (3, 4), calls.AT_SYMLINK_NOFOLLOW), follows=False, changes=True),
+    Call(
+        "utimensat_link",
+        lambda p: calls.utimensat(p, (1, 2), (3, 4), calls.AT_SYMLINK_NOFOLLOW),
+        follows=False,
+        changes=True,
+    ),
     Call("setxattr", lambda p: os.setxattr(p, "user.a", b"1"), changes=True),
     Call("listxattr", os.listxattr),
     Call("llistxattr", lambda p: os.listxattr(p, follow_symlinks=False), follows=False),
@@ -105,7 +110,14 @@ CALLS = (
     Call("noreplace_to", lambda p: calls.noreplace("spare", p), "missing", False, True),
 )
 
-NEEDS_SPARE = ("link_to", "rename_to", "rename_over", "exchange_from", "exchange_to", "noreplace_to")
+NEEDS_SPARE = (
+    "link_to",
+    "rename_to",
+    "rename_over",
+    "exchange_from",
+    "exchange_to",
+    "noreplace_to",
+)
 LONG = tuple(c for c in CALLS if c.limit == PATH_MAX)
 FOLLOWING = tuple(c for c in CALLS if c.follows)
 EDITING = tuple(c for c in CALLS if c.edits)

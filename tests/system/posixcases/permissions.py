@@ -125,7 +125,9 @@ def fifo_access_is_decided_by_one_class(t: Scene, one: Try, who: str, bits: int)
 
 
 @case(one=FOLDER_TRIES, who=tuple(STANDINGS), bits=BITS)
-def folder_access_is_decided_by_one_class(t: Scene, one: Try, who: str, bits: int) -> Iterator[None]:
+def folder_access_is_decided_by_one_class(
+    t: Scene, one: Try, who: str, bits: int
+) -> Iterator[None]:
     owner, shift, gid, groups = STANDINGS[who]
     os.chmod(".", 0o777)
     os.mkdir("x")

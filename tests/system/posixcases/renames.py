@@ -337,7 +337,14 @@ def noreplace_never_replaces(t: Scene, kind: str, over: str) -> Iterator[None]:
     t.absent("x")
 
 
-@case(flags=(calls.RENAME_EXCHANGE | calls.RENAME_NOREPLACE, calls.RENAME_EXCHANGE | calls.RENAME_WHITEOUT, 64, 1 << 31))
+@case(
+    flags=(
+        calls.RENAME_EXCHANGE | calls.RENAME_NOREPLACE,
+        calls.RENAME_EXCHANGE | calls.RENAME_WHITEOUT,
+        64,
+        1 << 31,
+    )
+)
 def senseless_flags_are_einval(t: Scene, flags: int) -> Iterator[None]:
     t.write("x", DATA)
     t.write("y", DATA)

@@ -38,7 +38,11 @@ def _set(how: str, path: str, atime: tuple[int, int] | None, mtime: tuple[int, i
         calls.utimensat(path, atime, mtime, calls.AT_SYMLINK_NOFOLLOW if how == "nofollow" else 0)
 
 
-@case(number=tuple(range(len(MOMENTS))), how=("path", "nofollow", "descriptor"), kind=("regular", "dir"))
+@case(
+    number=tuple(range(len(MOMENTS))),
+    how=("path", "nofollow", "descriptor"),
+    kind=("regular", "dir"),
+)
 def times_are_kept_to_the_nanosecond(t: Scene, number: int, how: str, kind: str) -> Iterator[None]:
     t.make(kind, "x", 0o755)
     yield
@@ -118,7 +122,12 @@ MIXED = ((0, UTIME_NOW), (3, 4))
 HALF = ((0, UTIME_NOW), (0, UTIME_OMIT))
 
 
-@case(who=(0, ALICE, BOB), mode=(0o000, 0o444, 0o666), asked=(NOW, SOME, OMIT, MIXED, HALF, None), kind=("regular", "dir"))
+@case(
+    who=(0, ALICE, BOB),
+    mode=(0o000, 0o444, 0o666),
+    asked=(NOW, SOME, OMIT, MIXED, HALF, None),
+    kind=("regular", "dir"),
+)
 def setting_times_needs_ownership_and_now_needs_writing(
     t: Scene, who: int, mode: int, asked: tuple[tuple[int, int], tuple[int, int]] | None, kind: str
 ) -> Iterator[None]:
