@@ -11,8 +11,8 @@ from runtime import files, locks
 from runtime.errors import DevicesFailed
 from runtime.paths import Paths
 from vmm import creation, devices, images, registry, snapshots
-from vmm.domain import Domain, drop
-from vmm.machine import Machine
+from vmm.domain import Domain, drop, parse
+from vmm.machine import Machine, undefine
 from vmm.registry import MachineRecord
 
 #: What a bundle holds beside disks and description that a copy needs too.
@@ -175,12 +175,15 @@ def move(machine: Machine, destination: Path) -> None:
             _copy_bundle(paths, old, home)
         creation.write_config(home, domain)
         record = MachineRecord(old.uuid, old.name, home)
+        for path in (home / "snapshots").glob("*.xml"):
+            taken = Domain(parse(path.read_bytes(), str(path)))
+            rehome(taken, old.home, home)
+            files.replace(path, taken.xml.encode(), mode=0o600)
+        # libvirt would go on with the snapshots as it remembers them, at the old place.
+        undefine(machine.raw())
         registry.save(paths, record)
         machine.record = record
-        for path in (home / "snapshots").glob("*.xml"):
-            moved = path.read_text().replace(f"'{old.home}/", f"'{home}/")
-            files.replace(path, moved.encode(), mode=0o600)
-        machine.commit(domain)
+        snapshots.redefine(record, machine.commit(domain))
         files.remove_tree(old.home)
     machine.progress.say("The VM has been successfully moved.")
 

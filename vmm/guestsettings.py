@@ -21,6 +21,15 @@ from runtime.errors import (
 from vmm.agent import Agent
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+# An adapter that was just plugged in appears a moment later.
+_FIND = """
+for try in 1 2 3 4 5; do
+  for dir in /sys/class/net/*; do
+    [ "$(cat "$dir/address" 2>/dev/null)" = "$mac" ] && dev=${dir##*/} && break 2
+  done
+  sleep 1
+done
+"""
 _HOSTNAME = """
 if command -v hostnamectl >/dev/null 2>&1 && hostnamectl set-hostname "$1" 2>/dev/null; then exit 0; fi
 printf '%s\\n' "$1" >/etc/hostname && hostname "$1"
@@ -37,9 +46,7 @@ mv "$file.new" "$file"
 # $1: hardware address, $2: flush or keep, $3: gateway or nothing, then addresses
 _ADDRESSES = """
 mac=$1; mode=$2; gateway=$3; shift 3
-for dir in /sys/class/net/*; do
-  [ "$(cat "$dir/address" 2>/dev/null)" = "$mac" ] && dev=${dir##*/} && break
-done
+@FIND@
 [ -n "$dev" ] || { echo "no interface has the address $mac" >&2; exit 1; }
 ip link set "$dev" up || exit
 [ "$mode" = keep ] || ip addr flush dev "$dev" scope global || exit
@@ -48,9 +55,7 @@ for address; do ip addr add "$address" dev "$dev" || exit; done
 """
 _DHCP = """
 mac=$1
-for dir in /sys/class/net/*; do
-  [ "$(cat "$dir/address" 2>/dev/null)" = "$mac" ] && dev=${dir##*/} && break
-done
+@FIND@
 [ -n "$dev" ] || { echo "no interface has the address $mac" >&2; exit 1; }
 ip link set "$dev" up && ip addr flush dev "$dev" scope global
 for client in dhclient dhcpcd; do
@@ -131,7 +136,8 @@ def use_dhcp(agent: Agent, mac: str) -> None:
     _run(agent, _DHCP, [mac.lower()], AddAddressFailed)
 
 
-def _run(agent: Agent, script: str, words: Sequence[str], error: type[VzError]) -> None:
+def _run(agent: Agent, template: str, words: Sequence[str], error: type[VzError]) -> None:
+    script = template.replace("@FIND@", _FIND)
     result = agent.run(["/bin/sh", "-c", script, "sh", *words], timeout_s=60)
     if result.status != 0:
         reason = result.stderr.decode("utf-8", "replace").strip().splitlines()

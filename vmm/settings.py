@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,11 +21,13 @@ from runtime.errors import (
 from vmm import devices, guestsettings, memory
 from vmm.change import Change
 from vmm.domain import child, drop
+from vmm.faults import AgentSilent
 
 _MOST_CPUS = 255
 #: A machine with hot-plugged processors can have this many, or what the server has.
 _HOTPLUG_CPUS = 8
 _PERIOD_US = 100_000
+_NOTICE_S = 5.0
 #: Order of elements in <domain>, as far as we add some (the schema does not insist, people do).
 _TAIL = ("os", "features", "cpu", "clock", "devices")
 
@@ -60,8 +63,30 @@ def cpus(change: Change, text: str) -> None:
             "plug in processors",
             lambda: change.raw.setVcpusFlags(count, libvirt.VIR_DOMAIN_AFFECT_LIVE),
         )
+        change.hot("bring processors online", lambda: _online(change, count))
     elif count != before:
         change.later("--cpus")
+
+
+def _online(change: Change, count: int) -> None:
+    """Let the guest use new processors: some wait to be told. No agent: nothing is done."""
+    try:
+        agent = change.machine.agent()
+    except AgentSilent:
+        change.later("processors which the guest has to bring online itself")
+        return
+    # The guest learns of them by ACPI, a moment after QEMU has them.
+    deadline = time.monotonic() + _NOTICE_S
+    while time.monotonic() < deadline:
+        found = agent.call("guest-get-vcpus")
+        waiting = [
+            {"logical-id": cpu["logical-id"], "online": True} for cpu in found if not cpu["online"]
+        ]
+        if waiting:
+            agent.call("guest-set-vcpus", vcpus=waiting)
+        if len(found) >= count and not waiting:
+            return
+        time.sleep(0.1)
 
 
 def cpu_hotplug(change: Change, text: str) -> None:
