@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 import signal
 import time
 from contextlib import suppress
@@ -90,7 +91,11 @@ def wait_for_end(process: Process, timeout_s: float) -> bool:
 
 def network(paths: Paths, ctid: int, config: Config) -> None:
     """Take down what the container had of the host's network."""
-    if any(config.get(key, "").strip() for key in ("IP_ADDRESS", "NETIF", "NETDEV")):
+    from runtime.net import names
+
+    configured = any(config.get(key, "").strip() for key in ("IP_ADDRESS", "NETIF", "NETDEV"))
+    # Addresses given to the running container may never have been saved.
+    if configured or any(names.owner(name) == ctid for _index, name in socket.if_nameindex()):
         from runtime.net import attach
 
         attach.teardown(paths, ctid, config)

@@ -67,6 +67,8 @@ class Order:
     private: str | None = None
     root: str | None = None
     force: bool = False
+    #: Leave out the application templates the sample asks for.
+    skip_applications: bool = False
     #: Option name (without dashes) → its arguments, as for ``set``.
     settings: Mapping[str, list[str]] = field(default_factory=dict)
 
@@ -150,6 +152,8 @@ def _initial_config(context: Context, order: Order) -> ConfigFile:
     if not wanted.strip("."):
         raise TemplateNotGiven("no OS template is given", hint="add --ostemplate NAME")
     file.set("OSTEMPLATE", "." + wanted.lstrip("."))
+    if order.skip_applications:
+        file.unset("TEMPLATES")
     if order.private:
         file.set("VE_PRIVATE", order.private)
     elif "VE_PRIVATE" not in file:
@@ -192,13 +196,14 @@ def find_template(context: Context, file: ConfigFile) -> Template:
     from templates import cache, catalogue
 
     name = (file.get("OSTEMPLATE") or "").lstrip(".")
-    template = catalogue.find(context.paths, name)
+    applications = (file.get("TEMPLATES") or "").split()
+    template = catalogue.find(context.paths, name, applications)
     if template.cached:
         return template
     if context.config(0, None)["CREATE_MISSING_CACHE"] == "no":
-        raise TemplateMissing(f"OS template {name} has no cache", hint=f"vzpkg create cache {name}")
+        raise TemplateMissing(f"OS template {name} has no cache", hint=template.how_to_build)
     cache.create(context.paths, template, progress=context.progress())
-    return catalogue.find(context.paths, name)
+    return catalogue.find(context.paths, name, applications)
 
 
 def _check_space(private: Path, *, force: bool) -> None:
@@ -257,8 +262,17 @@ def destroy(context: Context, ct: Container) -> None:
         private = paths.area(ct.config["VE_PRIVATE"])
         journal.record(paths, ctid, "destroy", private=str(private))
         progress.say(f"Destroying container private area: {private}")
+        _forget_network(context, ct)
         _finish_destroy(paths, ctid, private)
         progress.say("Container private area was destroyed")
+
+
+def _forget_network(context: Context, ct: Container) -> None:
+    """Drop counters and the shaping slot of a container that had a network."""
+    if ct.config.get("IP_ADDRESS", "").strip() or ct.config.get("NETIF", "").strip():
+        from runtime.net import attach
+
+        attach.forget(context.paths, ct.ctid)
 
 
 def _finish_destroy(paths: Paths, ctid: int, private: Path) -> None:
