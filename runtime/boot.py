@@ -54,8 +54,9 @@ def first_process(
         procview.attach(root, dict(zip(procview.TARGETS.values(), files, strict=False)))
         mounts.pivot(root)
         stage = "configuring its namespaces"
-        if plan.hostname:
-            syscalls.sethostname(plan.hostname)
+        syscalls.sethostname(plan.hostname)
+        if plan.hostname_given:
+            _write_hostname(plan.hostname)
         namespaces.loopback_up()
         socket.send_fds(channel, [CONSOLES], [console.master for console in consoles])
         if channel.recv(1) != EXECUTE:
@@ -81,6 +82,20 @@ def first_process(
         report = json.dumps([stage, error.errno, str(error.filename or "")]).encode()
         _send_last(channel, report)
         os._exit(1)
+
+
+def _write_hostname(name: str) -> None:
+    """Let /etc/hostname say ``name``; a system without one, or whose owner locked it, stays."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    with suppress(OSError):
+        # The file of a template stays shared where it says so already.
+        with open(os.open("/etc/hostname", os.O_RDONLY | flags), "rb") as old:
+            if old.read(256).strip() == name.encode():
+                return
+    with suppress(OSError):
+        fd = os.open("/etc/hostname", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o644)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(f"{name}\n")
 
 
 def _limit(plan: Plan) -> None:

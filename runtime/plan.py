@@ -59,7 +59,9 @@ class Plan:
     view: View
     binds: tuple[BindSource, ...]
     environment: Mapping[str, str]
-    hostname: str | None
+    hostname: str
+    #: It was configured: /etc/hostname inside follows, since an init sets what it reads there.
+    hostname_given: bool = False
     #: None: what the tree has (``init.detect``).
     init: Init | None = None
     #: Process 1 keeps the caller's standard descriptors instead of the console.
@@ -120,7 +122,8 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
         ),
         binds,
         environment(record, config),
-        config.get("HOSTNAME") or None,
+        config.get("HOSTNAME") or f"ct{record.ctid}",
+        hostname_given=bool(config.get("HOSTNAME")),
         warnings=warnings,
     )
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 import signal
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
