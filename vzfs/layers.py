@@ -201,9 +201,9 @@ class Stack:
         self.descriptors = Descriptors(descriptor_limit)
         self.upper = self._open(0, upper, read_only=False)
         self.work_path = work
-        self.work = self._area(work)
-        self.temporary = self._area(work / "work")
-        self.index = self._area(work / "index")
+        self.work = os.open(work, _DIRECTORY)
+        self.temporary = self._area("work")
+        self.index = self._area("index")
         if os.fstat(self.work).st_dev != self.upper.device:
             raise OSError(errno.EXDEV, "the work area is on another file system", str(work))
         #: (device, read through a layer other than the private one) in order of first use
@@ -215,10 +215,12 @@ class Stack:
         self.layers = (self.upper, *self.lower)
         self._by_tag = {layer.tag: layer for layer in self.lower}
 
-    @staticmethod
-    def _area(path: Path) -> int:
-        path.mkdir(mode=0o700, exist_ok=True)
-        return os.open(path, _DIRECTORY)
+    def _area(self, name: str) -> int:
+        try:
+            return os.open(name, _DIRECTORY, dir_fd=self.work)
+        except FileNotFoundError:
+            os.mkdir(name, 0o700, dir_fd=self.work)
+            return os.open(name, _DIRECTORY, dir_fd=self.work)
 
     def _open(self, number: int, path: Path, *, read_only: bool) -> Layer:
         fd = -1

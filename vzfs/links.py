@@ -64,7 +64,11 @@ class Groups:
 
     def _cached(self) -> dict[tuple[int, int], int] | None:
         try:
-            with open(self._stack.work_path / _CACHE, encoding="ascii") as file:
+            fd = os.open(_CACHE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._stack.work)
+        except FileNotFoundError:
+            return None
+        try:
+            with open(fd, encoding="ascii") as file:
                 stored = json.load(file)
         except (OSError, ValueError):
             return None

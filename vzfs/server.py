@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
 import os
 import resource
 import stat
@@ -41,7 +40,7 @@ __all__ = [
     "serve",
 ]
 
-SESSION = "session.json"
+SESSION = "session"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,8 @@ def _has_sys_admin() -> bool:
 
 def prepare(options: Options) -> Stack:
     """Open the layers and clear what an interrupted server left in the work area."""
-    options.work_area.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.path.isdir(options.work_area):
+        options.work_area.mkdir(mode=0o700, parents=True, exist_ok=True)
     stack = Stack(options.lower, options.upper, options.work_area, options.descriptor_limit)
     sweep(stack)
     return stack
@@ -165,8 +165,8 @@ def serve(
     gc.disable()
     _raise_descriptor_limit()
     stack = prepare(options)
-    session = options.work_area / SESSION
-    flags, epoch = _read_session(session) if resume else (0, -1)
+    flags, epoch = _agreed(options) if resume else (0, -1)
+    chosen = choose_transport(options)
     core = Operations(stack, options)
     core.resumed = resume
     # Without passthrough a file keeps its id: its pages are cached under it.
@@ -175,14 +175,14 @@ def serve(
         core.start_accounting(options, resume=resume)
 
     def agreed(agreed_flags: int) -> None:
-        _write_session(session, agreed_flags, core.table.epoch, options)
+        _write_session(stack.work, agreed_flags, core.table.epoch, chosen)
 
     if resume:
         agreed(flags)
 
     if ready is not None:
         ready()
-    if choose_transport(options) == "pyfuse3":
+    if chosen == "pyfuse3":
         from vzfs import transport_pyfuse3
 
         transport_pyfuse3.serve(fd, core, flags, agreed)
@@ -203,28 +203,43 @@ def choose_transport(options: Options) -> str:
 
 
 def _raise_descriptor_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _read_session(path: Path) -> tuple[int, int]:
+def read_session(work_area: Path) -> dict[str, str]:
+    """Return what the server of a mount wrote down: flags, epoch, pid, transport, passthrough.
+
+    Raises OSError when there is no such file.
+    """
+    text = (work_area / SESSION).read_text()
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def _agreed(options: Options) -> tuple[int, int]:
     """Return what was agreed with the kernel, and the epoch of the former server."""
     try:
-        session = json.loads(path.read_text())
+        session = read_session(options.work_area)
         return int(session["flags"]), int(session["epoch"])
     except (OSError, ValueError, KeyError) as error:
-        print(f"vzfs: no session to resume in {path}: {error}", file=sys.stderr)
-        return protocol.INIT_EXT | protocol.SETXATTR_EXT, int.from_bytes(os.urandom(1), "little")
+        print(f"vzfs: no session to resume in {options.work_area}: {error}", file=sys.stderr)
+        return protocol.INIT_EXT | protocol.SETXATTR_EXT, os.urandom(1)[0]
 
 
-def _write_session(path: Path, flags: int, epoch: int, options: Options) -> None:
-    spare = path.with_suffix(".new")
-    session = {
-        "flags": flags,
-        "epoch": epoch,
-        "pid": os.getpid(),
-        "transport": choose_transport(options),
-        "passthrough": bool(flags & protocol.PASSTHROUGH),
-    }
-    spare.write_text(json.dumps(session))
-    os.rename(spare, path)
+def _write_session(work: int, flags: int, epoch: int, transport: str) -> None:
+    """Write the session down in the work area, for a server which takes over and for reports.
+
+    Without libraries: every page an idle server touches is memory of its own.
+    """
+    passthrough = "yes" if flags & protocol.PASSTHROUGH else "no"
+    text = (
+        f"flags={flags}\nepoch={epoch}\npid={os.getpid()}\n"
+        f"transport={transport}\npassthrough={passthrough}\n"
+    )
+    spare = SESSION + ".new"
+    mode = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    fd = os.open(spare, mode, 0o600, dir_fd=work)
+    os.write(fd, text.encode())
+    os.close(fd)
+    os.rename(spare, SESSION, src_dir_fd=work, dst_dir_fd=work)

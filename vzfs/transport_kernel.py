@@ -155,7 +155,7 @@ class KernelTransport:
             except OSError as error:
                 if error.errno in _GONE:
                     continue
-                if error.errno == errno.ENODEV:
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     break
                 raise
             _, op, unique, nid = start(buffer, 0)

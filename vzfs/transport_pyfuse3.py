@@ -69,8 +69,20 @@ def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None])
             os.write(fd, OUT_HEADER.pack(OUT_SIZE, protocol.NOTIFY_RESEND, 0))
         try:
             trio.run(handlers.serve)
+        except* OSError as group:
+            # Somebody aborted the connection (/sys/fs/fuse/connections): it is over as well.
+            if any(one.errno != errno.ECONNABORTED for one in leaves(group)):
+                raise
         finally:
             pyfuse3.close(unmount=False)
+
+
+def leaves(group: BaseExceptionGroup[OSError]) -> list[OSError]:
+    """Return the errors in a group of groups."""
+    found: list[OSError] = []
+    for one in group.exceptions:
+        found += leaves(one) if isinstance(one, BaseExceptionGroup) else [one]
+    return found
 
 
 def _answer_init(fd: int) -> int:
