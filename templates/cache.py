@@ -22,9 +22,15 @@ from runtime import files
 from runtime.errors import Locked, NoDiskSpace, NotPermitted
 from runtime.paths import Paths
 from runtime.progress import Progress, Silent
-from templates import catalogue, identity, inspection, lock, names, packages, users
+from templates import catalogue, dpkg, identity, inspection, lock, names, packages, users
 from templates.catalogue import Cache, Template
-from templates.errors import CacheExists, NoPackageManager, NotCached, ProgramFailed
+from templates.errors import (
+    CacheExists,
+    NoPackageManager,
+    NoPackageOperations,
+    NotCached,
+    ProgramFailed,
+)
 from templates.store import Store
 
 #: Makes the tree of a template in an empty directory.
@@ -35,8 +41,6 @@ _FULL_BELOW_BYTES = 64 << 20
 def builder_of(manager: str) -> Builder:
     """Return what makes trees for a package manager; raises NoPackageManager."""
     if manager.startswith("dpkg"):
-        from templates import dpkg
-
         return dpkg.build
     if manager == "busybox":
         from templates import busybox
@@ -65,8 +69,10 @@ def create(
     report = progress or Silent()
     if os.geteuid() != 0:
         raise NotPermitted("caches are built by root")
-    area, name = template.area, template.name
+    area, name = template.area, template.cache_name
     build = builder_of(template.recipe.package_manager)
+    if template.applications and not template.recipe.package_manager.startswith("dpkg"):
+        raise NoPackageOperations(f"{template.name} has no packages, so no applications either")
     with lock.area(area, f"template-{name}") as waited:
         sweep(area)
         current = catalogue.read_cache(area, name)
@@ -75,7 +81,7 @@ def create(
         if current is not None and not force:
             raise CacheExists(
                 f"the cache of {name} exists already",
-                hint=f"vzpkg update cache {name}, or create cache -f",
+                hint=f"{template.how_to_build} -f replaces it",
             )
         stats = os.statvfs(area)
         if stats.f_bavail * stats.f_frsize < _FULL_BELOW_BYTES:
@@ -103,6 +109,14 @@ def _build(paths: Paths, template: Template, build: Builder, progress: Progress)
         run_scripts(template, "pre-cache", tree, progress)
         build(paths, template, tree, progress)
         run_scripts(template, "post-cache", tree, progress)
+        for application, recipe in template.applications:
+            for script in recipe.scripts("post-install"):
+                run_script(
+                    [*dpkg.confined(), "chroot", str(tree), "/bin/sh", "-s"],
+                    script,
+                    {**recipe.environment, "APPTEMPLATE": application},
+                    progress,
+                )
         identity.reset(tree)
         adopted = Store(template.area).adopt(tree, progress)
         packages.link_packages(tree, template.place)
@@ -118,6 +132,7 @@ def _build(paths: Paths, template: Template, build: Builder, progress: Progress)
         halt_signal=halt_signal,
         cgroup_view=template.recipe.text("cgroup", "v2"),
         packages=installed,
+        applications=tuple(name for name, _recipe in template.applications),
         figures={
             "files": adopted.files,
             "bytes": adopted.bytes,
@@ -135,27 +150,33 @@ def groups_file(tree: Path) -> Path:
 
 def run_scripts(template: Template, name: str, tree: Path, progress: Progress) -> None:
     """Run the recipe's scripts ``name`` on the server, with VE_ROOT the tree; raises ProgramFailed."""
+    variables = {**template.recipe.environment, "VE_ROOT": str(tree), "OSTEMPLATE": template.name}
     for script in template.recipe.scripts(name):
-        progress.detail(f"running {script}")
-        done = subprocess.run(
-            ["/bin/sh", str(script), str(tree)],
-            env={
-                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "LC_ALL": "C.UTF-8",
-                **template.recipe.environment,
-                "VE_ROOT": str(tree),
-                "OSTEMPLATE": template.name,
-            },
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-            raise ProgramFailed(f"{script} ended with {done.returncode}: {last[0]}")
+        run_script(["/bin/sh", "-s", str(tree)], script, variables, progress)
+
+
+def run_script(
+    argv: list[str], script: Path, variables: dict[str, str], progress: Progress
+) -> None:
+    """Run a script which ``argv`` reads on its standard input; raises ProgramFailed, OSError."""
+    progress.detail(f"running {script}")
+    done = subprocess.run(
+        argv,
+        input=script.read_text(encoding="utf-8"),
+        env={
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+            **variables,
+        },
+        cwd="/",
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+        raise ProgramFailed(f"{script} ended with {done.returncode}: {last[0]}")
 
 
 def install(area: Path, name: str, cache: Cache) -> None:
@@ -174,7 +195,7 @@ def remove(paths: Paths, template: Template, *, progress: Progress | None = None
 
     Raises NotCached.
     """
-    area, name = template.area, template.name
+    area, name = template.area, template.cache_name
     with lock.area(area, f"template-{name}"):
         current = catalogue.cache_file(area, name)
         if not current.exists():

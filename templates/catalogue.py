@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ class Template:
     area: Path
     recipe: Recipe
     cache: Cache | None
+    #: Application templates which are part of the cache, with their definitions.
+    applications: tuple[tuple[str, Recipe], ...] = ()
 
     @property
     def name(self) -> str:
@@ -98,9 +100,27 @@ class Template:
         return str(self.parts)
 
     @property
+    def cache_name(self) -> str:
+        """What its cache is called: the name, and the applications in it."""
+        return "+".join([self.name, *(name for name, _recipe in self.applications)])
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """Its definition, and those of its applications."""
+        return [self.recipe, *(recipe for _name, recipe in self.applications)]
+
+    @property
     def cached(self) -> bool:
         """Whether a container can be made from it at once."""
         return self.cache is not None
+
+    @property
+    def how_to_build(self) -> str:
+        """The command that makes its cache."""
+        if not self.applications:
+            return f"vzpkg create cache {self.name}"
+        words = ",".join(name for name, _recipe in self.applications)
+        return f"vzpkg create appcache --ostemplate {self.name} --apptemplate {words}"
 
     @property
     def place(self) -> Path:
@@ -115,9 +135,7 @@ class Template:
     def built(self) -> Cache:
         """Return its cache; raises NotCached."""
         if self.cache is None:
-            raise NotCached(
-                f"OS template {self.name} has no cache", hint=f"vzpkg create cache {self.name}"
-            )
+            raise NotCached(f"OS template {self.cache_name} has no cache", hint=self.how_to_build)
         return self.cache
 
     def layers(self) -> tuple[Path, ...]:
@@ -147,12 +165,23 @@ def read_cache(area: Path, name: str) -> Cache | None:
     return cache if (area / cache.tree).is_dir() else None
 
 
-def find(paths: Paths, name: str) -> Template:
+def find(paths: Paths, name: str, applications: Sequence[str] = ()) -> Template:
     """Return the OS template called ``name``; a leading dot or a missing architecture is fine.
 
-    ``busybox`` or ``debian-12`` will do where they mean one template. Raises TemplateNotFound,
+    ``busybox`` or ``debian-12`` will do where they mean one template. With ``applications`` its
+    cache is the one that has these application templates installed. Raises TemplateNotFound,
     BadName, TemplateBroken.
     """
+    found = _find(paths, name)
+    if not applications:
+        return found
+    wanted = sorted({names.check_application(word) for word in applications})
+    recipes = tuple((word, application(found.area, found.parts, word)) for word in wanted)
+    with_them = replace(found, applications=recipes)
+    return replace(with_them, cache=read_cache(found.area, with_them.cache_name))
+
+
+def _find(paths: Paths, name: str) -> Template:
     bare = names.check(name)
     area = paths.template
     install_shipped(area)

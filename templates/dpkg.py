@@ -30,7 +30,8 @@ _STEPS = (
     ("cleaning package lists", 0.95),
 )
 _FETCH_SIGNS = ("Failed to fetch", "Temporary failure resolving", "Could not connect", "404 ")
-#: Cleaned even where the package manager's caches are not mmdebstrap's to clean.
+#: Makes this server's own package directories visible to what runs in the tree.
+_FILES_HOOK = ("--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount",)
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -47,34 +48,44 @@ def build(paths: Paths, template: Template, tree: Path, progress: Progress) -> N
     program = shutil.which("mmdebstrap", path=_ENVIRONMENT["PATH"])
     if program is None:
         raise ProgramFailed("mmdebstrap is not installed", hint="apt-get install mmdebstrap")
-    entries = sources.apt_sources(paths, template.recipe.repositories, template.parts.os)
+    repositories, wanted = unique("repositories", template), unique("packages", template)
+    entries = sources.apt_sources(paths, repositories, template.parts.os)
     kept = template.place / "pm" / "archives"
     kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pyvz-sources-") as scratch:
         listed = Path(scratch) / "pyvz.list"
         listed.write_text("".join(f"{entry.line}\n" for entry in entries), encoding="utf-8")
         argv = [
-            *_confined(),
+            *confined(),
             program,
             "--mode=root",
             "--variant=minbase",
             "--format=directory",
             "--skip=output/dev,download/empty,essential/unlink",
             f"--architectures={ARCHES.get(template.parts.arch, template.parts.arch)}",
-            f"--include={','.join(template.recipe.packages)}",
+            f"--include={','.join(wanted)}",
             # _apt cannot reach the area, which is root's alone.
             '--aptopt=APT::Sandbox::User "root"',
             '--aptopt=Acquire::Retries "2"',
             f"--setup-hook={hook(kept, 'in')}",
             f"--customize-hook={hook(kept, 'out')}",
+            *(_FILES_HOOK if any(entry.uri.startswith("file:") for entry in entries) else ()),
             suite_of(entries),
             str(tree),
             str(listed),
         ]
         environment = _ENVIRONMENT | template.recipe.environment
-        _run(argv, environment, f"Building {template.name}", progress)
+        _run(argv, environment, f"Building {template.cache_name}", progress)
     _settle(tree, entries)
     _trim(kept)
+
+
+def unique(field: str, template: Template) -> list[str]:
+    """Return a list field of the template and of its applications, each entry once."""
+    found: list[str] = []
+    for recipe in template.recipes:
+        found += [entry for entry in getattr(recipe, field) if entry not in found]
+    return found
 
 
 def suite_of(entries: list[Source]) -> str:
@@ -102,7 +113,7 @@ def hook(kept: Path, direction: str) -> str:
     )
 
 
-def _confined() -> list[str]:
+def confined() -> list[str]:
     """Return what runs a command in mount and process namespaces of its own, dying with us.
 
     What it mounts in the tree then never shows on the server, and no process of it can remain:

@@ -73,8 +73,9 @@ def remove(paths: Paths, template: Template, *, force: bool = False) -> None:
                     hint="remove those first, or use -f",
                 )
         if (area / "cache").is_dir():
-            files.remove(catalogue.cache_file(area, template.name))
-            files.remove(catalogue.cache_file(area, f"{template.name}-old"))
+            for file in (area / "cache").glob(f"{template.name}*.json"):
+                if file.stem.removesuffix("-old").partition("+")[0] == template.name:
+                    files.remove(file)
         if parts.set == DEFAULT_SET:
             files.remove_tree(config)
         else:

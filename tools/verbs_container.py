@@ -36,6 +36,7 @@ def create(context: Context, args: argparse.Namespace) -> None:
         private=args.private,
         root=args.ve_root,
         force=args.force,
+        skip_applications=args.skip_app_templates,
         settings=given,
     )
     lifecycle.create(context, order)

@@ -28,6 +28,12 @@ TIMEOUT = option("--timeout", help="give up after SECONDS", metavar="SECONDS", t
 CHANGING = (PACKAGES, GROUPS, CACHE_ONLY, REMOTE, TEST, FORCE, DEPENDENCIES, TIMEOUT)
 
 
+_WHICH = (
+    option("--ostemplate", help="OS template", metavar="OSTEMPLATE"),
+    option("--apptemplate", help="application templates, with commas", metavar="APP,..."),
+    option("--config", help="sample whose OSTEMPLATE and TEMPLATES are meant", metavar="SAMPLE"),
+)
+
 _CACHES = "tools.vzpkg_caches"
 _CATALOGUE = "tools.vzpkg_catalogue"
 _CONTAINER = "tools.vzpkg_container"
@@ -62,6 +68,14 @@ VERBS: tuple[Verb, ...] = (
     Verb("update cache", "build caches anew where there are newer packages",
          f"{_CACHES}:update", (TEMPLATES, FORCE, QUIET)),
     Verb("remove cache", "remove caches of OS templates", f"{_CACHES}:remove", (TEMPLATES,)),
+    Verb("create appcache", "build caches with application templates in them",
+         f"{_CACHES}:create_applications", (*_WHICH, FORCE)),
+    Verb("update appcache", "build such caches anew where there are newer packages",
+         f"{_CACHES}:update_applications", (*_WHICH, FORCE)),
+    Verb("remove appcache", "remove caches with application templates",
+         f"{_CACHES}:remove_applications", _WHICH),
+    Verb("list appcache", "list caches with application templates",
+         f"{_CACHES}:list_applications", (JSON,), changes=False),
     Verb("install", "install application templates or packages in a running container",
          f"{_CONTAINER}:install", (CT, OBJECTS, *CHANGING)),
     Verb("localinstall", "install package files of the server in a running container",

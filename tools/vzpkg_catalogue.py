@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import dataclass
 
 from runtime.errors import InvalidOption
@@ -13,6 +12,7 @@ from templates.catalogue import Template
 from templates.errors import BadName, TemplateNotFound
 from templates.recipe import Recipe
 from tools._command import Context
+from tools.vzpkg_caches import stamp
 
 _NAME_WIDTH = 34
 
@@ -35,11 +35,6 @@ class Line:
         if self.application:
             return catalogue.application(self.template.area, self.template.parts, self.application)
         return self.template.recipe
-
-
-def stamp(seconds: float) -> str:
-    """Return a time as the lists show it."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def list_(context: Context, args: argparse.Namespace) -> None:

@@ -114,6 +114,30 @@ def test_an_application_template_comes_gets_newer_and_goes(
     debian.fails(26, "vzpkg", "remove", CTID, "greeter")
 
 
+def test_a_sample_may_ask_for_applications(debian: System, greeter: Repository) -> None:
+    (debian.paths.conf_dir / "ve-greeting.conf-sample").write_text(
+        f'OSTEMPLATE=".{_templates.DEBIAN}"\nTEMPLATES=".greeter"\n'
+    )
+    try:
+        debian.ok("vzctl", "create", 303, "--config", "greeting", "--force", timeout_s=600)
+        caches = debian.ok("vzpkg", "list", "appcache").splitlines()
+        assert [line.split()[:2] for line in caches] == [[_templates.DEBIAN, "greeter"]]
+        debian.ok("vzctl", "start", 303)
+        assert debian.ok("vzctl", "exec", 303, "greeter") == "greeter 1.0\n"
+        assert debian.ok("vzctl", "exec", 303, "cat", "/etc/greeter") == "\n"
+        assert "greeter" in debian.ok("vzpkg", "list", 303)
+        debian.fails(29, "vzpkg", "create", "appcache", "--config", "greeting")
+        debian.ok("vzctl", "stop", 303, "--fast")
+        debian.ok("vzctl", "destroy", 303)
+        debian.ok("vzctl", "create", 303, "--config", "greeting", "--skip_app_templates", "--force")
+        assert "TEMPLATES=" not in debian.paths.ct_conf(303).read_text()
+        debian.ok("vzctl", "destroy", 303)
+    finally:
+        debian.run("vzctl", "stop", 303, "--fast")
+        debian.run("vzctl", "destroy", 303)
+        debian.ok("vzpkg", "remove", "appcache", "--config", "greeting")
+
+
 def test_a_trial_changes_nothing(debian: System, greeter: Repository) -> None:
     said = debian.ok("vzpkg", "install", "-r", "-n", CTID, "greeter", timeout_s=300)
     assert "greeter 1.0 is installed" in said
