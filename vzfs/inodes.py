@@ -153,9 +153,7 @@ class File(Node):
     @property
     def private(self) -> bool:
         """Whether data and metadata are the container's own."""
-        return not (self.meta or self.magic) and (
-            self.up is not None or (self.low is None and self.fd >= 0)
-        )
+        return not self.meta and self.has_copy
 
     @property
     def has_copy(self) -> bool:

@@ -129,6 +129,25 @@ def a_temporary_file_gets_a_name_or_not(t: Scene, flag: int) -> None:
             t.content("x", DATA * 2)
 
 
+@case(read_first=(False, True), change=("write", "truncate", "append", "chmod"))
+def a_file_lives_on_under_its_other_name(t: Scene, read_first: bool, change: str) -> Iterator[None]:
+    t.write("x", DATA * 1000)
+    yield
+    if read_first:
+        t.content("x", DATA * 1000)
+    os.link("x", "y")
+    os.unlink("x")
+    if change == "truncate":
+        os.truncate("y", 3)
+    elif change == "chmod":
+        os.chmod("y", 0o600)
+    with opened("y", os.O_WRONLY | (os.O_APPEND if change == "append" else 0)) as one:
+        os.write(one, b"NEW")
+    start = {"write": b"", "truncate": b"", "append": DATA * 1000, "chmod": b""}[change]
+    rest = b"" if change == "truncate" else (DATA * 1000)[3:] if change != "append" else b""
+    t.content("y", start + b"NEW" + rest)
+
+
 # Symbolic links ------------------------------------------------------------------------------------
 
 TARGETS = (
