@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime import (
     control,
+    hooks,
     mounts,
     privatearea,
     procview,
@@ -38,6 +39,7 @@ from runtime import (
 )
 from runtime.cgroups import Cgroup
 from runtime.errors import (
+    ActionScriptFailed,
     AlreadyRunning,
     EnvironmentFailed,
     InvalidOption,
@@ -178,6 +180,7 @@ class Container:
             self.umount()
         self.progress.say("Starting container...")
         self._launch(plan, run=True)
+        self._run_start_scripts()
         self.progress.say("Container start in progress...")
         if wait:
             self._wait_started(wait_timeout_s)
@@ -293,7 +296,7 @@ class Container:
             group.thaw()
         ended = False
         if not fast:
-            self._run_stop_script()
+            self._run_stop_scripts()
             ended = self._halt(run, timeout_s)
         if not ended:
             self.progress.say("Killing container ...")
@@ -306,9 +309,15 @@ class Container:
         if umount:
             self.progress.say("Container is unmounted")
 
-    def _run_stop_script(self) -> None:
-        from runtime import hooks
+    def _run_start_scripts(self) -> None:
+        """Run the container's own ``start`` script inside; raises ActionScriptFailed, stopped."""
+        for script in hooks.scripts(self.paths, self.ctid, "start", self.private):
+            code = self._run_text(script.read_bytes())
+            if code:
+                self.stop(fast=True)
+                raise ActionScriptFailed(f"{script} returned {code}")
 
+    def _run_stop_scripts(self) -> None:
         for script in hooks.scripts(self.paths, self.ctid, "stop", self.private):
             with suppress(VzError):
                 code = self._run_text(script.read_bytes())

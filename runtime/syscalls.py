@@ -7,6 +7,7 @@ calls newer than Linux 5.0 are the same on every architecture (asm-generic/unist
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -161,6 +162,10 @@ for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
 #: stack_size, tls, set_tid, set_tid_size, cgroup.
 _CLONE_ARGS = struct.Struct("<11Q")
 _SIGCHLD = 17
+
+
+#: How often a resolution that others' mounts disturbed is tried again.
+_RACES = 1000
 
 
 def _failed(path: bytes | str | int | None = None) -> OSError:
@@ -319,10 +324,15 @@ def mount_setattr(
 def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """Open with restricted resolution, openat2(2)."""
     how = struct.pack("<QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    fd = _openat2(dir_fd, os.fsencode(path), how, len(how))
-    if fd < 0:
-        raise _failed(path)
-    return fd
+    raw = os.fsencode(path)
+    for _attempt in range(_RACES):
+        fd = _openat2(dir_fd, raw, how, len(how))
+        if fd >= 0:
+            return fd
+        # EAGAIN: a rename or mount anywhere on the server came between; "try again" is meant.
+        if ctypes.get_errno() != errno.EAGAIN:
+            break
+    raise _failed(path)
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
