@@ -145,6 +145,7 @@ _COMMON: tuple[tuple[type[VzError], int], ...] = (
     (errors.NotPermitted, 10),
     (errors.NotRunning, 15),
     (errors.ConfigMissing, 16),
+    (errors.Mounted, 19),
     (errors.Locked, 21),
     (errors.LockDirUnset, 36),
     (errors.OutOfMemory, 4),

@@ -43,10 +43,17 @@ class Adopted:
     groups: list[list[str]] = field(default_factory=list)
 
 
-def key_of(path: str, status: os.stat_result, *, dated: bool | None = None) -> str:
+def key_of(
+    path: str,
+    status: os.stat_result,
+    *,
+    dated: bool | None = None,
+    ignore: tuple[str, ...] = (),
+) -> str:
     """Return the digest a regular file is known by in the store; raises OSError.
 
     ``dated`` says whether its time of change counts; by default that of Python sources does.
+    Attributes whose names begin as one of ``ignore`` do not.
     """
     import blake3  # a compiled module: loaded by whoever builds or links, not by lists
 
@@ -62,6 +69,8 @@ def key_of(path: str, status: os.stat_result, *, dated: bool | None = None) -> s
         )
     )
     for name in sorted(os.listxattr(path, follow_symlinks=False)):
+        if name.startswith(ignore):
+            continue
         value = os.getxattr(path, name, follow_symlinks=False)
         total.update(f"{len(name)} {name} {len(value)} ".encode("utf-8", "surrogateescape"))
         total.update(value)

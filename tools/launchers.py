@@ -39,11 +39,13 @@ COMMANDS = {
     "vzstat": "pstat",
     "vzmetrics": "vzmetrics",
     "vzpkg": "vzpkg",
+    "vzcache": "vzcache",
     "pnetcfg": "pnetcfg",
     "vznetcfg": "pnetcfg",
     "pnetstat": "pnetstat",
     "vznetstat": "vznetstat",
     "vztactl": "vztactl",
+    "vzfsutil": "vzfsutil",
 }
 
 _TEMPLATE = """#!{python} -IS

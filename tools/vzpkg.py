@@ -37,6 +37,7 @@ _WHICH = (
 _CACHES = "tools.vzpkg_caches"
 _CATALOGUE = "tools.vzpkg_catalogue"
 _CONTAINER = "tools.vzpkg_container"
+_LINKS = "tools.vzcache"
 
 VERBS: tuple[Verb, ...] = (
     Verb("list", "list templates, or what a container has", f"{_CATALOGUE}:list_", (
@@ -92,6 +93,11 @@ VERBS: tuple[Verb, ...] = (
              CACHE_ONLY, REMOTE, JSON), changes=False),
     Verb("update metadata", "fetch the package lists of templates", f"{_CONTAINER}:metadata", (
         TEMPLATES,)),
+    Verb("link", "replace private files equal to a template's by magic links",
+         f"{_LINKS}:link", (
+             option("idents", help="containers that are not mounted", metavar="CT", nargs="+"),
+             option("-s", "--slow", help="unpack what was fetched for its packages first",
+                    action="store_true"), TEST)),
     Verb("fetch", "fetch what updates of templates need, install nothing",
          f"{_CONTAINER}:fetch", (TEMPLATES,)),
     Verb("clean", "remove what is no longer used", f"{_CACHES}:clean", (

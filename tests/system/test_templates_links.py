@@ -1,0 +1,131 @@
+"""Magic links made for private files: vzpkg link and vzcache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import System
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def pair() -> Iterator[System]:
+    """A system with a template area of its own and two stopped containers, 101 and 102."""
+    root = Path(tempfile.mkdtemp(prefix="pyvz-", dir="/var/tmp"))
+    system = System(root)
+    try:
+        system.create(101)
+        system.create(102)
+        yield system
+        assert system.strays() == []
+    finally:
+        system.close()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def own(system: System, ctid: int) -> Path:
+    return system.paths.private(ctid) / "root"
+
+
+def sums(system: System, ctid: int) -> str:
+    """Return the checksums of what the container sees."""
+    system.ok("vzctl", "start", ctid)
+    try:
+        return system.ok(
+            "vzctl", "exec", ctid,
+            "cd /; find opt bin/busybox etc -type f -exec sha256sum {} + | sort; ls -ln opt",
+        )  # fmt: skip
+    finally:
+        system.ok("vzctl", "stop", ctid, "--fast")
+
+
+def put(system: System, ctid: int, data: bytes) -> None:
+    """Give the container a file of its own, as its users do."""
+    system.ok("vzctl", "start", ctid)
+    system.ok(
+        "vzctl", "exec", ctid, "mkdir -p /opt; cat >/opt/data; chown 33:33 /opt/data", stdin=data
+    )
+    system.ok("vzctl", "stop", ctid, "--fast")
+
+
+def is_magic(path: Path) -> bool:
+    return path.is_symlink() and os.readlink(path).startswith("////")
+
+
+def used_kib(path: Path) -> int:
+    done = subprocess.run(["du", "-sk", path], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[0])
+
+
+def test_a_private_copy_of_a_template_file_becomes_a_link_to_it(pair: System) -> None:
+    pair.ok("vzctl", "start", 101)
+    pair.ok("vzctl", "exec", 101, "cp -p /bin/busybox /bin/b && mv /bin/b /bin/busybox")
+    pair.ok("vzctl", "stop", 101, "--fast")
+    before, size = sums(pair, 101), used_kib(own(pair, 101))
+    assert "1 files would be linked" in pair.ok("vzpkg", "link", "-n", 101)
+    assert not is_magic(own(pair, 101) / "bin/busybox")
+    assert "1 files linked" in pair.ok("vzpkg", "link", 101)
+    assert is_magic(own(pair, 101) / "bin/busybox")
+    assert used_kib(own(pair, 101)) < size - 1500
+    assert sums(pair, 101) == before
+    assert "0 files linked" in pair.ok("vzpkg", "link", 101)
+
+
+def test_files_of_two_containers_are_kept_once_and_seen_unchanged(pair: System) -> None:
+    data = os.urandom(300_000)
+    for ctid in (101, 102):
+        put(pair, ctid, data)
+    before = [sums(pair, ctid) for ctid in (101, 102)]
+    assert "Total: 2 files would be linked" in pair.ok("vzcache", "-n", "-a")
+    assert "Total: 2 files linked" in pair.ok("vzcache", "-a")
+    assert is_magic(own(pair, 101) / "opt/data") and is_magic(own(pair, 102) / "opt/data")
+    assert [sums(pair, ctid) for ctid in (101, 102)] == before
+    pair.ok("vzpkg", "clean")
+    assert [sums(pair, ctid) for ctid in (101, 102)] == before
+
+
+def test_writing_to_a_shared_file_changes_one_container_only(pair: System) -> None:
+    for ctid in (101, 102):
+        put(pair, ctid, b"x" * 100_000)
+    pair.ok("vzcache", 101, 102)
+    other = sums(pair, 102)
+    pair.ok("vzctl", "start", 101)
+    pair.ok("vzctl", "exec", 101, "echo more >>/opt/data")
+    assert pair.ok("vzctl", "exec", 101, "tail -c 5 /opt/data") == "more\n"
+    pair.ok("vzctl", "stop", 101, "--fast")
+    assert sums(pair, 102) == other
+
+
+def test_a_detached_container_has_its_own_copies_again(pair: System) -> None:
+    data = os.urandom(100_000)
+    for ctid in (101, 102):
+        put(pair, ctid, data)
+    before = sums(pair, 101)
+    pair.ok("vzcache", 101, 102)
+    pair.ok("vzcache", "-r", 101)
+    assert not is_magic(own(pair, 101) / "opt/data")
+    assert is_magic(own(pair, 102) / "opt/data")
+    assert (own(pair, 101) / "opt/data").read_bytes() == data
+    assert sums(pair, 101) == before
+
+
+def test_files_that_differ_in_owner_or_content_stay_apart(pair: System) -> None:
+    for ctid in (101, 102):
+        put(pair, ctid, b"y" * 100_000)
+    os.chown(own(pair, 102) / "opt/data", 0, 0)
+    assert "Total: 0 files" in pair.ok("vzcache", "-a")
+
+
+def test_a_mounted_container_is_refused(pair: System) -> None:
+    pair.ok("vzctl", "start", 101)
+    pair.fails(41, "vzcache", 101, 102)
+    pair.fails(19, "vzpkg", "link", 101)
+    pair.ok("vzctl", "stop", 101, "--fast")
+    pair.fails(1, "vzcache")
