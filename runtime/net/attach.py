@@ -219,3 +219,14 @@ def _check_adapters(server: Server, net: ContainerNet) -> None:
             raise VethFailed(
                 f"{adapter.host_ifname} is the name of an adapter of container {other}"
             )
+    macs = {adapter.mac: adapter.ifname for adapter in net.adapters}
+    if len(macs) != len(net.adapters):
+        raise VethFailed("two adapters of the container have the same MAC address")
+    for theirs in server.running():
+        for adapter in theirs.adapters:
+            if theirs.ctid != net.ctid and adapter.mac in macs:
+                raise VethFailed(
+                    f"MAC address {adapter.mac} belongs to {adapter.ifname} of container "
+                    f"{theirs.ctid}",
+                    hint=f"pctl set {net.ctid} --ifname {macs[adapter.mac]} --mac auto --save",
+                )

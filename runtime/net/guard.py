@@ -40,6 +40,8 @@ flush chain inet {_T} pre
 add rule inet {_T} pre iifgroup {GROUP_ROUTED} fib saddr . iif oif missing update @dropped {{ iifname }} drop
 add chain inet {_T} forward {{ type filter hook forward priority -20; policy accept; }}
 flush chain inet {_T} forward
+add set inet {_T} within {{ type ifname . ifname; }}
+add rule inet {_T} forward iifname . oifname @within accept
 add rule inet {_T} forward iifname @hostonly drop
 add rule inet {_T} forward oifname @hostonly drop
 add table bridge {_T}
@@ -128,11 +130,17 @@ def ensure(nft: Nft) -> bool:
 
 
 def set_host_only(nft: Nft, bridges: Iterable[str]) -> None:
-    """Let nothing pass between these bridges and the rest of the world; raises NftFailed."""
-    script = f"add set inet {_T} hostonly {{ type ifname; }}\nflush set inet {_T} hostonly\n"
-    elements = ", ".join(f'"{name}"' for name in bridges)
-    if elements:
-        script += f"add element inet {_T} hostonly {{ {elements} }}\n"
+    """Let nothing pass between these bridges and the rest of the world; raises NftFailed.
+
+    What stays within one passes: with br_netfilter loaded, bridged packets see the inet hooks too.
+    """
+    script = f"flush set inet {_T} hostonly\nflush set inet {_T} within\n"
+    names = list(bridges)
+    if names:
+        alone = ", ".join(f'"{name}"' for name in names)
+        pairs = ", ".join(f'"{name}" . "{name}"' for name in names)
+        script += f"add element inet {_T} hostonly {{ {alone} }}\n"
+        script += f"add element inet {_T} within {{ {pairs} }}\n"
     nft.run(script)
 
 

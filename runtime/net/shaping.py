@@ -27,7 +27,7 @@ _MAJOR = 1 << 16
 _T = TABLE_SHAPING
 _FAMILIES = (("inet", GROUP_ROUTED), ("bridge", GROUP_BRIDGED))
 #: Everybody takes the same share of what nobody is guaranteed (the guide's worked example).
-_QUANTUM_BYTES = 6000
+_QUANTUM_BYTES = 30000
 _LEAST_QUEUE_BYTES = 6056  # four full frames: less would drop whole bursts of TCP's start
 _QUEUE_S = 0.1
 _LEAST_BURST_BYTES = 3100

@@ -165,6 +165,9 @@ class Lab:
         found = Place(name, process, user)
         self.places.append(found)
         found.run("ip", "link", "set", "lo", "up")
+        if not user:
+            # Else every new link is mute in IPv6 for a second or two (duplicate detection).
+            found.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad")
         return found
 
     def connect(self, place: Place, ifname: str, *addresses: str) -> None:
@@ -296,23 +299,33 @@ def ping(address: str, timeout_s: float, source: str | None = None) -> float:
     return 0.0
 
 
-def receive_udp(address: str, port: int, seconds: float) -> tuple[int, int]:
-    """Receive datagrams for some seconds; return how many and their payload in bytes."""
+def receive_udp(address: str, port: int, seconds: float, expected: int = 0) -> tuple[int, int]:
+    """Receive datagrams for some seconds, or until ``expected`` came; return count and bytes."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         sock.bind((address, port))
         deadline = time.monotonic() + seconds
         count = size = 0
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - time.monotonic()) > 0 and not (expected and count >= expected):
             sock.settimeout(left)
             try:
-                count, size = count + 1, size + len(sock.recv(65535))
+                size += len(sock.recv(65535))
             except TimeoutError:
                 break
-            if count and sock.gettimeout() is None:
-                break
-        return count - (size == 0 and count > 0), size
+            count += 1
+        return count, size
+
+
+def listening_udp(place: Place, address: str, port: int, seconds: float, expected: int = 0) -> Job:
+    """Start ``receive_udp`` in a place and return once it is bound."""
+    job = place.spawn(receive_udp, address, port, seconds, expected)
+    table = Path(f"/proc/{place.pid}/net/udp{'6' if ':' in address else ''}")
+    deadline = time.monotonic() + 5
+    while f":{port:04X} " not in table.read_text():
+        assert time.monotonic() < deadline, "the receiver does not start"
+        time.sleep(0.005)
+    return job
 
 
 def send_udp(
@@ -335,6 +348,22 @@ def send_udp(
         return sent
 
 
+def flood_udp(address: str, port: int, seconds: float, mbit: float) -> None:
+    """Send full datagrams at a steady rate, whatever becomes of them."""
+    size = 1472
+    gap_s = size * 8 / (mbit * 1e6)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((address, port))
+        begin = time.monotonic()
+        sent = 0
+        while (now := time.monotonic() - begin) < seconds:
+            while sent * gap_s < now:
+                with suppress(OSError):
+                    sock.send(bytes(size))
+                sent += 1
+            time.sleep(gap_s)
+
+
 def sink_tcp(address: str, port: int, count: int = 1) -> list[tuple[float, int]]:
     """Accept ``count`` connections; return seconds and bytes of each, as received."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -345,8 +374,10 @@ def sink_tcp(address: str, port: int, count: int = 1) -> list[tuple[float, int]]
         def drain(connection: socket.socket) -> None:
             total, begin = 0, time.monotonic()
             with connection:
-                while data := connection.recv(1 << 18):
-                    total += len(data)
+                # The sender resets what it has left in its queue.
+                with suppress(ConnectionResetError):
+                    while data := connection.recv(1 << 18):
+                        total += len(data)
             results.append((time.monotonic() - begin, total))
 
         threads = []
