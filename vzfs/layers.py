@@ -10,8 +10,10 @@ is kept in ``trusted.vzfs.*``, which it does not read.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import time
 from collections import deque
 from pathlib import Path
 from typing import NamedTuple
@@ -186,6 +188,10 @@ class Layer(NamedTuple):
     tag: str
 
 
+class Busy(OSError):
+    """The private area is mounted, or being repaired."""
+
+
 class Stack:
     """The private layer, the work area and the lower layers, opened."""
 
@@ -199,6 +205,7 @@ class Stack:
         directory is used.
         """
         self.descriptors = Descriptors(descriptor_limit)
+        self._lock = -1
         self.upper = self._open(0, upper, read_only=False)
         self.work_path = work
         self.work = os.open(work, _DIRECTORY)
@@ -256,10 +263,31 @@ class Stack:
             return None
         return layer.slot, int(inode)
 
+    def lock(self, patience_s: float | None = 0) -> None:
+        """Take the lock of the private area until `close` or death, waiting that long (or forever).
+
+        Raises `Busy`.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        fd = os.open("lock", flags, 0o600, dir_fd=self.work)
+        deadline = None if patience_s is None else time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    os.close(fd)
+                    text = "the private area is mounted"
+                    raise Busy(errno.EBUSY, text, str(self.upper.path)) from None
+            time.sleep(0.01)
+        self._lock = fd
+
     def close(self) -> None:
         """Close the areas; the layers' descriptors go with their places."""
-        for fd in (self.work, self.temporary, self.index):
-            os.close(fd)
+        for fd in (self.work, self.temporary, self.index, self._lock):
+            if fd >= 0:
+                os.close(fd)
 
 
 class Found(NamedTuple):
@@ -350,3 +378,18 @@ def resolve_file(roots: tuple[Place, ...], path: bytes) -> Found | None:
 def lower_path(place: Place, name: bytes) -> bytes:
     """Return the absolute redirect for the entry ``name`` of a lower directory."""
     return b"/" + b"/".join([*place.components(), name])
+
+
+def remove_tree(dir_fd: int, name: bytes) -> None:
+    """Remove a tree of the work area."""
+    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if not stat.S_ISDIR(st.st_mode):
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+    try:
+        for entry in os.listdir(proc_fd(fd) + b"/."):
+            remove_tree(fd, entry)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dir_fd)

@@ -13,8 +13,8 @@ from far to the limit in between (``_RATE``). It is a thread: the server itself 
 files, and its events must be answered while it waits. It changes nothing the server's thread
 owns; what it grants is in ``Ledger.promised`` until it is seen in st_blocks.
 
-A store into a mapping is not announced, but mmap(2) is: near the limit the holes a shared writable
-mapping covers must fit. Mappings made far from the limit can pass it by the holes they cover.
+A store into a mapping is not announced. It can pass the limit by the holes which shared writable
+mappings cover, and is charged like any growth: the next write(2) is refused.
 """
 
 from __future__ import annotations
@@ -63,9 +63,6 @@ _READS = frozenset(
     for row in ((0, 63), (17, 67), (19, 65), (295, 69), (327, 286), (40, 71), (275, 76))
 )
 _WRITES = frozenset(row[_COLUMN] for row in ((1, 64), (18, 68), (20, 66), (296, 70), (328, 287)))
-_MMAP = (9, 222)[_COLUMN]
-_PROT_WRITE = 2
-_MAP_SHARED = 1
 
 
 class _Promise(NamedTuple):
@@ -288,7 +285,7 @@ class Guard:
             os.close(fd)
 
     def _judge(self, fd: int, tid: int, offset: int, count: int) -> bool:
-        """Whether a thread may read, write or map ``count`` bytes at ``offset``."""
+        """Whether a thread may read or write ``count`` bytes at ``offset``."""
         if tid == self._main or os.path.exists(f"/proc/self/task/{tid}"):
             return True  # the server's own: it has reserved what it takes
         st = os.fstat(fd)
@@ -381,7 +378,7 @@ def _is_writing(tid: int) -> bool:
         return False  # it is gone
     if not word.isdecimal():
         return word != "-1"  # "running": perhaps in the very write
-    return int(word) in _WRITES or int(word) == _MMAP
+    return int(word) in _WRITES
 
 
 def _needed(fd: int, st: os.stat_result, tid: int, offset: int, count: int) -> int:
@@ -391,11 +388,7 @@ def _needed(fd: int, st: os.stat_result, tid: int, offset: int, count: int) -> i
         number = call[0]
         if number in _READS:
             return 0
-        if number == _MMAP and not (call[3] & _PROT_WRITE and call[4] & _MAP_SHARED):
-            return 0
-        if number == _MMAP:
-            count = min(count, max(0, st.st_size - offset))
-        elif number in _WRITES and _appends(tid, call[1]):
+        if number in _WRITES and _appends(tid, call[1]):
             offset = st.st_size
     missing = _holes(fd, st, offset, count)
     return missing + _TREE if missing else 0

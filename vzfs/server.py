@@ -119,11 +119,17 @@ def _has_sys_admin() -> bool:
     return False
 
 
-def prepare(options: Options) -> Stack:
-    """Open the layers and clear what an interrupted server left in the work area."""
+def prepare(options: Options, *, resume: bool = False) -> Stack:
+    """Open the layers and clear what an interrupted server left in the work area.
+
+    Raises `layers.Busy` (EBUSY) when the private area is mounted already.
+    """
     if not os.path.isdir(options.work_area):
         options.work_area.mkdir(mode=0o700, parents=True, exist_ok=True)
     stack = Stack(options.lower, options.upper, options.work_area, options.descriptor_limit)
+    # Held as long as the server lives: an area has one mount, and nobody repairs it meanwhile.
+    # The server of a mount that was just taken down may need a moment to end.
+    stack.lock(None if resume else 10)
     sweep(stack)
     return stack
 
@@ -132,21 +138,7 @@ def sweep(stack: Stack) -> None:
     """Remove unfinished copies; whatever is named # was never visible."""
     for name in os.listdir(layers.proc_fd(stack.temporary) + b"/."):
         if name.startswith(b"#"):
-            _remove(stack.temporary, name)
-
-
-def _remove(dir_fd: int, name: bytes) -> None:
-    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    if not stat.S_ISDIR(st.st_mode):
-        os.unlink(name, dir_fd=dir_fd)
-        return
-    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        for entry in os.listdir(layers.proc_fd(fd) + b"/."):
-            _remove(fd, entry)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=dir_fd)
+            layers.remove_tree(stack.temporary, name)
 
 
 def serve(
@@ -164,7 +156,7 @@ def serve(
     os.umask(0)
     gc.disable()
     _raise_descriptor_limit()
-    stack = prepare(options)
+    stack = prepare(options, resume=resume)
     flags, epoch = _agreed(options) if resume else (0, -1)
     chosen = choose_transport(options)
     core = Operations(stack, options)
