@@ -110,7 +110,12 @@ def yes_no(text: str) -> str:
 def table() -> dict[str, Setting]:
     """Return every setting of a container by its option name (without dashes)."""
     rows: dict[str, Setting] = {}
-    for module in ("runtime.settings_base", "runtime.settings_resources", "runtime.net.settings"):
+    for module in (
+        "runtime.settings_base",
+        "runtime.passwords",
+        "runtime.settings_resources",
+        "runtime.net.settings",
+    ):
         for row in importlib.import_module(module).ROWS:
             if row.option in rows:
                 raise AssertionError(f"two settings are called --{row.option}")

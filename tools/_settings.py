@@ -116,7 +116,7 @@ def set_container(context: Context, ct: Container, args: argparse.Namespace) -> 
         if args.save:
             file.save(ct.record.conf)
             progress.say(f"Saved parameters for Container {ct.ctid}")
-        elif stored_keys:
+        elif any(row.stored for row in rows):
             progress.warn(
                 "Settings were not saved and will be lost after the container is restarted"
                 if running
