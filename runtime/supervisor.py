@@ -28,6 +28,7 @@ from dataclasses import replace
 from runtime import (
     children,
     control,
+    events,
     hooks,
     idmap,
     launch,
@@ -325,6 +326,7 @@ class Supervisor:
                 "first_id": ids.first,
             },
         )
+        events.emit(plan.paths, plan.ctid, "started", init=str(chosen.kind))
 
     # its own /proc
 
@@ -456,6 +458,7 @@ class Supervisor:
         self._server_ends = [then for then in self._server_ends if now - then < _WITHIN_S] + [now]
         if len(self._server_ends) <= _RESTARTS:
             self.log.write("the file server died and is started again", ctid=self.plan.ctid)
+        events.emit(self.plan.paths, self.plan.ctid, "file-server-restarted")
             with suppress(VzError):
                 self._serve(resume=True)
                 self._await_server()
@@ -475,6 +478,7 @@ class Supervisor:
         reboot = code == -signal.SIGHUP
         how = {-signal.SIGHUP: "reboot", -signal.SIGINT: "power-off"}.get(code, f"status {code}")
         self.log.write(f"init ended ({how})", ctid=self.plan.ctid)
+        events.emit(self.plan.paths, self.plan.ctid, "stopped", how=how)
         if self.plan.inherit_stdio:
             with suppress(CallerGone):
                 self.report.send(exit=code if code >= 0 else 128 - code)

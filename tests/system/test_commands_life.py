@@ -258,3 +258,56 @@ def test_a_console_of_ones_own_resizes_and_returns_the_status(system):
     os.write(master, b"exit 7\n")
     assert process.wait(20) == 7
     os.close(master)
+
+
+def test_passwords_are_set_in_running_and_in_stopped_containers_and_stored_nowhere(system):
+    system.create(101)
+    before = system.paths.ct_conf(101).read_text()
+    system.fails(74, "vzctl", "set", 101, "--userpasswd", "nocolon")
+    system.fails(74, "vzctl", "set", 101, "--userpasswd", "root:plain", "--crypted")
+    system.ok("vzctl", "set", 101, "--userpasswd", "root:one two".replace(" ", "-"), "--save")
+    assert system.status(101)["running"] is False
+    assert system.paths.ct_conf(101).read_text() == before
+    system.ok("vzctl", "start", 101)
+    first = system.ok("vzctl", "exec", 101, "grep ^root: /etc/shadow")
+    assert first.startswith("root:$")
+    system.ok("vzctl", "set", 101, "--userpasswd", "bob:$6$abc$def", "--crypted")
+    assert "bob:$6$abc$def:" in system.ok("vzctl", "exec", 101, "cat /etc/shadow")
+    assert system.ok("vzctl", "exec", 101, "id -un bob").strip() == "bob"
+    logged = system.paths.log.read_text()
+    assert "one-two" not in logged
+    assert "$6$abc" not in logged
+
+
+def test_a_reinstalled_container_keeps_users_and_its_old_tree(system):
+    system.create(101)
+    system.ok("vzctl", "start", 101)
+    system.ok("vzctl", "set", 101, "--userpasswd", "bob:secret")
+    system.ok("vzctl", "exec", 101, "echo data > /data; rm /etc/group")
+    system.ok("vzctl", "reinstall", 101)
+    assert system.ok("vzctl", "exec", 101, "cat /old/data") == "data\n"
+    assert system.run("vzctl", "exec2", 101, "test -e /data").returncode == 1
+    assert system.ok("vzctl", "exec", 101, "id -un bob").strip() == "bob"
+    system.ok("vzctl", "exec", 101, "test -e /etc/group")
+    system.ok("vzctl", "reinstall", 101, "--skipbackup", "--resetpwdb")
+    assert system.run("vzctl", "exec2", 101, "test -e /old || id bob").returncode == 1
+
+
+def test_an_area_that_was_let_go_is_registered_again(system):
+    system.create(101, "busybox", "--name", "one")
+    private = system.paths.private(101)
+    system.ok("pctl", "unregister", 101)
+    assert system.ok("vzlist", "-a1") == ""
+    assert (private / "root").is_dir()
+    system.fails(140, "pctl", "register", str(system.root / "vz"), 150)
+    system.ok("pctl", "register", private, 150)
+    system.ok("vzctl", "start", "one")
+    assert system.ok("vzlist", "-1") == "150\n"
+
+
+def test_events_tell_what_happened(system):
+    system.create(101)
+    system.ok("vzctl", "start", 101)
+    system.ok("vzctl", "stop", 101, "--fast")
+    seen = [json.loads(line)["what"] for line in system.ok("pctl", "events", "--json").splitlines()]
+    assert seen.index("started") < seen.index("stopped")
