@@ -458,7 +458,7 @@ class Supervisor:
         self._server_ends = [then for then in self._server_ends if now - then < _WITHIN_S] + [now]
         if len(self._server_ends) <= _RESTARTS:
             self.log.write("the file server died and is started again", ctid=self.plan.ctid)
-        events.emit(self.plan.paths, self.plan.ctid, "file-server-restarted")
+            events.emit(self.plan.paths, self.plan.ctid, "file-server-restarted")
             with suppress(VzError):
                 self._serve(resume=True)
                 self._await_server()
