@@ -100,7 +100,7 @@ def start(context: Context, args: argparse.Namespace) -> None:
     with opened(context, args.ident, "start") as machine:
         machine.start()
         if args.wait:
-            machine.wait_for_agent(120)
+            machine.configure_guest(120)
 
 
 def stop(context: Context, args: argparse.Namespace) -> None:
@@ -309,7 +309,8 @@ LIFE: tuple[Verb, ...] = (
         option("-t", "--ostemplate", help="make it from a template", metavar="TEMPLATE"),
         option("--no-hdd", help="without a hard disk", action="store_true"), _DST, _SID, _UUID)),
     Verb("start", "start a virtual machine", start, (ID,
-         option("--wait", help="wait until the guest agent answers", action="store_true"),
+         option("--wait", help="wait for the guest agent, then set what is stored for the guest",
+                action="store_true"),
          option("--force", help="accepted", action="store_true"))),
     Verb("stop", "stop a virtual machine", stop, (ID, *_KILL)),
     Verb("restart", "stop a machine if it runs, then start it", restart, (ID, *_KILL)),

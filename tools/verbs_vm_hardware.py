@@ -115,7 +115,7 @@ def info(context: Context, args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    shown = [hardware.describe(domain, device) for device in devices.all_of(domain)]
+    shown = [hardware.describe(context.paths, domain, device) for device in devices.all_of(domain)]
     print("\n".join(info_module.lines(found, shown)))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vmm import devices
 from vmm.agent import Agent
 from vmm.domain import Domain, Element, text
 from vmm.faults import translated
@@ -82,6 +83,10 @@ class Change:
         """Note that ``what`` holds from the next start on."""
         if self.state is not State.STOPPED and what not in self._later:
             self._later.append(what)
+
+    def has_tap(self, name: str) -> bool:
+        """Whether the machine had the tap ``name`` before this change."""
+        return any(adapter.host_device == name for adapter in devices.adapters(self._before))
 
     def say(self, message: str) -> None:
         """Say ``message`` if everything goes well."""

@@ -148,7 +148,6 @@ class Daemon:
         with suppress(FileNotFoundError):
             (self.directory / "run" / "libvirtd.pid").unlink()
         argv = [
-            find_program("unshare"), "--mount", "--propagation", "slave", "--",
             sys.executable, "-m", "vmm.reaper", os.fspath(self.directory),
             program, "--timeout", str(_IDLE_S),
             "--config", "/etc/libvirt/libvirtd.conf", "--pid-file", "/run/libvirt/libvirtd.pid",

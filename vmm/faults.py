@@ -32,6 +32,7 @@ _CLASSES: dict[int, type[VzError]] = {
     88: NotPermitted,  # ACCESS_DENIED
     92: ValidationFailed,  # XML_INVALID_SCHEMA
 }
+INVALID_ARGUMENT = 8
 NO_DOMAIN = 42
 OPERATION_INVALID = 55
 AGENT_UNRESPONSIVE = 86

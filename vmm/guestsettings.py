@@ -19,6 +19,8 @@ from runtime.errors import (
     VzError,
 )
 from vmm.agent import Agent
+from vmm.devices import Adapter, adapters
+from vmm.domain import Domain
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 # An adapter that was just plugged in appears a moment later.
@@ -51,7 +53,11 @@ mac=$1; mode=$2; gateway=$3; shift 3
 ip link set "$dev" up || exit
 [ "$mode" = keep ] || ip addr flush dev "$dev" scope global || exit
 for address; do ip addr add "$address" dev "$dev" || exit; done
-[ -z "$gateway" ] || ip route replace default via "$gateway" dev "$dev"
+case $gateway in
+  '') ;;
+  dev) ip route replace default dev "$dev" ;;
+  *) ip route replace default via "$gateway" dev "$dev" ;;
+esac
 """
 _DHCP = """
 mac=$1
@@ -122,7 +128,10 @@ def set_resolver(agent: Agent, servers: Sequence[str], domains: Sequence[str]) -
 def set_addresses(
     agent: Agent, mac: str, addresses: Sequence[str], *, gateway: str = "", keep: bool = False
 ) -> None:
-    """Give the interface with a hardware address its addresses; raises AddAddressFailed."""
+    """Give the interface with a hardware address its addresses; raises AddAddressFailed.
+
+    ``gateway`` "dev" means that whoever is behind the interface answers for everybody.
+    """
     _run(
         agent,
         _ADDRESSES,
@@ -134,6 +143,33 @@ def set_addresses(
 def use_dhcp(agent: Agent, mac: str) -> None:
     """Let the interface ask for an address; raises AddAddressFailed."""
     _run(agent, _DHCP, [mac.lower()], AddAddressFailed)
+
+
+def set_adapter(agent: Agent, domain: Domain, adapter: Adapter) -> None:
+    """Set inside what the description says of an adapter; raises AddAddressFailed."""
+    name = adapter.name
+    addresses = domain.setting(f"{name}.ips").split()
+    gateway = domain.setting(f"{name}.gateway")
+    if addresses:
+        routed = domain.setting(f"{name}.network") == "Routed"
+        set_addresses(agent, adapter.mac, addresses, gateway=gateway or ("dev" if routed else ""))
+    elif domain.setting(f"{name}.dhcp") == "yes":
+        use_dhcp(agent, adapter.mac)
+    else:
+        set_addresses(agent, adapter.mac, [])
+
+
+def set_all(agent: Agent, domain: Domain) -> None:
+    """Set inside everything the description says: after a start. Raises VzError."""
+    if domain.setting("hostname"):
+        set_hostname(agent, domain.setting("hostname"))
+    servers, searched = domain.setting("nameserver").split(), domain.setting("searchdomain").split()
+    if servers or searched:
+        set_resolver(agent, servers, searched)
+    for adapter in adapters(domain):
+        name = adapter.name
+        if domain.setting(f"{name}.ips") or domain.setting(f"{name}.dhcp") == "yes":
+            set_adapter(agent, domain, adapter)
 
 
 def _run(agent: Agent, template: str, words: Sequence[str], error: type[VzError]) -> None:

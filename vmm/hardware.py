@@ -16,6 +16,7 @@ from runtime.errors import (
     InvalidOption,
     VethFailed,
 )
+from runtime.paths import Paths
 from vmm import devices, guestsettings, images, networks, registration, settings, snapshots
 from vmm.change import Change
 from vmm.devices import Adapter, Cdrom, Device, Disk, Floppy
@@ -70,31 +71,32 @@ def add(change: Change, kind: str, wish: Wish) -> Device:
     change.domain.devices.append(device.element)
     if isinstance(device, Adapter):
         networks.remember(change.domain, name, _network(change, wish))
-        _store_addresses(change, device, wish)
-    line = describe(change.domain, device)
+    line = describe(change.machine.paths, change.domain, device)
     change.say(f"Creating {line}")
+    if isinstance(device, Adapter):
+        _make_tap(change, device)
     if _hot(device):
         change.attach(device.element)
     else:
         change.later(name)
+    if isinstance(device, Adapter):
+        _store_addresses(change, device, wish)
     if type(device) is Disk:
         settings.fit_throttle(change)
     change.say(f"Created {line}")
     return device
 
 
-def describe(domain: Domain, device: Device) -> str:
+def describe(paths: Paths, domain: Domain, device: Device) -> str:
     """Return the line of a device, with what only the description or the image tells."""
     line = device.line()
     if type(device) is Disk:
         size = images.virtual_bytes(device.image)
         return f"{line} {size >> 20}Mb" if size is not None else line
     if isinstance(device, Adapter):
-        ips = domain.setting(f"{device.name}.ips")
-        network = networks.of(domain, device)
-        return (
-            line.replace("(+)", f"(+) type={device.type} network='{network}'", 1) + f" ips='{ips}'"
-        )
+        kind, network = networks.kind(paths, domain, device), networks.of(domain, device)
+        line = line.replace("(+)", f"(+) type={kind} network='{network}'", 1)
+        return f"{line} ips='{domain.setting(f'{device.name}.ips')}'"
     return line
 
 
@@ -256,14 +258,9 @@ def _store_addresses(change: Change, adapter: Adapter, wish: Wish) -> None:
             f"{name}: addresses are stored; pctl start --wait sets them inside"
         )
         return
-    mac = adapter.mac
-    if dhcp and not have:
-        change.inside("ask for an address", lambda agent: guestsettings.use_dhcp(agent, mac))
-    else:
-        change.inside(
-            "set addresses",
-            lambda agent: guestsettings.set_addresses(agent, mac, have, gateway=gateway),
-        )
+    _make_tap(change, adapter)
+    domain = change.domain
+    change.inside("set addresses", lambda agent: guestsettings.set_adapter(agent, domain, adapter))
 
 
 def _without(have: list[str], word: str) -> list[str]:
@@ -272,6 +269,21 @@ def _without(have: list[str], word: str) -> list[str]:
     if left == have:
         raise BadAddress(f"the adapter does not have the address {word}")
     return left
+
+
+def _make_tap(change: Change, adapter: Adapter) -> None:
+    """Have the server's end of an adapter in place before QEMU opens it."""
+    networks.fit(change.domain)
+    found = networks.tap(change.domain, adapter)
+    if found is None:
+        return
+    paths, uuid = change.machine.paths, change.machine.record.uuid
+    known = change.has_tap(found.ifname)
+    change.hot(
+        "make the server's end",
+        lambda: networks.attach(paths, [found]),
+        None if known else lambda: networks.detach(paths, uuid, [found.ifname]),
+    )
 
 
 # ports
@@ -312,7 +324,7 @@ def configure(change: Change, name: str, wish: Wish) -> None:
         change.later(name)
     else:
         raise DevicesFailed(f"{name} has nothing to set")
-    change.say(f"Configured {describe(change.domain, device)}")
+    change.say(f"Configured {describe(change.machine.paths, change.domain, device)}")
 
 
 def _configure_disk(change: Change, disk: Disk, wish: Wish) -> None:
@@ -352,9 +364,12 @@ def _configure_adapter(change: Change, adapter: Adapter, wish: Wish) -> None:
         before = adapter.element.get("type")
         networks.move(change.machine.paths, adapter, network)
         networks.remember(change.domain, name, network)
-        live = adapter.element.get("type") == before
-        if live:
+        live = adapter.element.get("type") == before and before != "user"
+        if live and adapter.type == "bridged":
             _update_live(change, name, lambda found: found.join("bridged", adapter.bridge))
+        elif live:
+            # The same tap in another bridge: the guest sees nothing of it.
+            _make_tap(change, adapter)
     if wish.mac is not None:
         adapter.mac = (
             devices.new_mac() if wish.mac == "auto" else _check_mac(change, wish.mac, but=name)
@@ -433,6 +448,9 @@ def remove(change: Change, name: str, *, destroy_image: bool = False) -> None:
     change.say(f"Remove the {name} device.")
     if _hot(device):
         change.hot("unplug", lambda: _unplug(change, name))
+        if isinstance(device, Adapter) and device.host_device:
+            paths, uuid, end = change.machine.paths, change.machine.record.uuid, device.host_device
+            change.afterwards(lambda: networks.detach(paths, uuid, [end]))
     else:
         change.later(name)
     if destroy_image and image is not None:

@@ -45,16 +45,17 @@ def facts(paths: Paths, record: MachineRecord, domain: Domain, state: State) -> 
         "mem_hotplug": domain.setting("mem-hotplug") == "on",
         "memquota": domain.setting("memquota", "auto"),
         "video_bytes": display.video_bytes(domain),
-        "devices": [_device(domain, device) for device in devices.all_of(domain)],
+        "devices": [_device(paths, domain, device) for device in devices.all_of(domain)],
     }
 
 
-def _device(domain: Domain, device: devices.Device) -> dict[str, Any]:
+def _device(paths: Paths, domain: Domain, device: devices.Device) -> dict[str, Any]:
     found: dict[str, Any] = device.facts()
     if type(device) is devices.Disk:
         found["size_bytes"] = images.virtual_bytes(device.image)
     if isinstance(device, devices.Adapter):
         found["network"] = networks.of(domain, device)
+        found["type"] = networks.kind(paths, domain, device)
         found["ips"] = domain.setting(f"{device.name}.ips").split()
     return found
 

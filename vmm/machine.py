@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,11 @@ from runtime.errors import (
 )
 from runtime.paths import Paths
 from runtime.progress import Progress
-from vmm import acceleration, blueprint, devices, registry, snapshots, status
+from vmm import acceleration, blueprint, devices, networks, registry, snapshots, status
 from vmm.agent import Agent
 from vmm.connection import Hypervisor
 from vmm.domain import Domain
-from vmm.faults import translated
+from vmm.faults import INVALID_ARGUMENT, translated
 from vmm.registry import MachineRecord
 from vmm.status import SAVED, State
 
@@ -101,6 +102,7 @@ class Machine:
 
         libvirt judges it first, so that a bad one changes nothing. Raises ValidationFailed.
         """
+        networks.fit(domain)
         raw = self._define(domain)
         self.save()
         return raw
@@ -179,6 +181,13 @@ class Machine:
         """Wait until the agent answers; raises NotRunning, AgentSilent."""
         Agent(self.running(), self.label).wait(timeout_s)
 
+    def configure_guest(self, timeout_s: float) -> None:
+        """Wait for the agent, then set inside what is stored; raises NotRunning, AgentSilent."""
+        from vmm import guestsettings
+
+        self.wait_for_agent(timeout_s)
+        guestsettings.set_all(self.agent(), self.read_domain())
+
     # the verbs
     def start(self) -> None:
         """Start it, or let it go on if it is paused or suspended.
@@ -202,8 +211,9 @@ class Machine:
         self._check_unmounted("start")
         self.progress.say("Starting the VM...")
         raw = self._prepare()
-        with translated(f"cannot start machine {self.label}"):
-            raw.createWithFlags(0)
+        with self._network():
+            with translated(f"cannot start machine {self.label}"):
+                raw.createWithFlags(0)
         self.progress.say("The VM has been successfully started.")
 
     def _prepare(self) -> libvirt.virDomain:
@@ -217,6 +227,16 @@ class Machine:
         if domain.root.get("type") in ("kvm", "qemu") and blueprint.set_acceleration(domain, kind):
             return self.commit(domain)
         return self.raw()
+
+    @contextmanager
+    def _network(self) -> Iterator[None]:
+        """Have the machine's taps in place; they are removed again if the start fails."""
+        networks.attach(self.paths, list(networks.wanted(self.read_domain())))
+        try:
+            yield
+        except BaseException:
+            networks.detach(self.paths, self.record.uuid)
+            raise
 
     def stop(self, *, fast: bool = False, timeout_s: float = STOP_S) -> None:
         """Stop it by its power button, or at once with ``fast``.
@@ -241,6 +261,7 @@ class Machine:
             )
         else:
             self._press_power_button(raw, timeout_s)
+        networks.detach(self.paths, self.record.uuid)
         self.progress.say("The VM has been successfully stopped.")
 
     def _destroy(self, raw: libvirt.virDomain) -> None:
@@ -313,6 +334,7 @@ class Machine:
             target.unlink(missing_ok=True)
             raise
         files.fsync_directory(self.record.home)
+        networks.detach(self.paths, self.record.uuid)
         self.progress.say("The VM has been successfully suspended.")
 
     def resume(self) -> None:
@@ -332,8 +354,9 @@ class Machine:
 
     def _restore(self) -> None:
         path = self.record.home / SAVED
-        with translated(f"cannot resume machine {self.label}", instead=RestoreFailed):
-            self.hypervisor.raw.restoreFlags(os.fspath(path), None, 0)
+        with self._network():
+            with translated(f"cannot resume machine {self.label}", instead=RestoreFailed):
+                self.hypervisor.raw.restoreFlags(os.fspath(path), None, 0)
         self._forget_suspended()
 
     def _forget_suspended(self) -> None:
@@ -401,13 +424,17 @@ def undefine(raw: libvirt.virDomain) -> None:
     import libvirt
 
     flags = (
-        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-        | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-        | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     )
+    more = libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
     with translated("undefining a machine", instead=SystemFailure):
-        raw.undefineFlags(flags)
+        try:
+            raw.undefineFlags(flags | more)
+        except libvirt.libvirtError as error:
+            # Drivers other than QEMU's have neither checkpoints nor firmware variables.
+            if error.get_error_code() != INVALID_ARGUMENT:
+                raise
+            raw.undefineFlags(flags)
 
 
 def finish_delete(paths: Paths, record: MachineRecord, hypervisor: Hypervisor) -> None:
@@ -415,6 +442,7 @@ def finish_delete(paths: Paths, record: MachineRecord, hypervisor: Hypervisor) -
     raw = hypervisor.find(record.uuid)
     if raw is not None:
         undefine(raw)
+    networks.detach(paths, record.uuid)
     files.remove_tree(record.home)
     if record.home.parent.is_dir():
         files.sweep_temporaries(record.home.parent)

@@ -24,7 +24,7 @@ from runtime.errors import (
     SnapshotSwitchFailed,
 )
 from runtime.registry import new_uuid, printable
-from vmm import devices, registry
+from vmm import devices, networks, registry
 from vmm.domain import parse, text
 from vmm.faults import NO_DOMAIN_SNAPSHOT, translate, translated
 from vmm.status import State
@@ -91,8 +91,12 @@ def switch(machine: Machine, ident: str) -> Snapshot:
     """Return the machine to a snapshot, its present state is lost; raises SnapshotSwitchFailed."""
     raw = machine.raw()
     wanted = find(machine.record, ident)
+    if wanted.word != "poweroff":
+        networks.attach(machine.paths, list(networks.wanted(machine.current())))
     with translated(f"cannot switch to {wanted.braced}", instead=SnapshotSwitchFailed):
         raw.revertToSnapshot(_lookup(raw, wanted.uuid), 0)
+    if wanted.word == "poweroff":
+        networks.detach(machine.paths, machine.record.uuid)
     # A state saved on another branch belongs to disks that are no longer there.
     from vmm.status import SAVED
 
