@@ -16,6 +16,8 @@ COMMANDS = {
     "vzctl": "vzctl",
     "vzlist": "vzlist",
     "vzpid": "vzpid",
+    "psrvctl": "psrvctl",
+    "prlsrvctl": "psrvctl",
     "vzquota": "vzquota",
     "vzdqcheck": "vzdqcheck",
     "vzdqdump": "vzdqdump",
