@@ -74,18 +74,24 @@ def apply(ct: Container, before: Config, after: Config) -> None:
     if changed:
         from runtime.figures import Figures
 
+        kept = False
         for pid in Figures(ct.paths.tag, ct.ctid).pids():
             for which in changed:
-                _set(pid, which, new.rlimits.get(which))
+                kept = not _set(pid, which, new.rlimits.get(which)) or kept
+        if kept:
+            ct.progress.warn(
+                "this server's root may not raise limits of processes (CAP_SYS_RESOURCE): "
+                "those that run keep theirs until the container is restarted"
+            )
     if old.shared_pages != new.shared_pages:
         _share(ct.init_pid, new.shared_pages or _SHMALL)
     tell_view(ct, after)
 
 
-def _set(pid: int, which: int, value: int | None) -> None:
+def _set(pid: int, which: int, value: int | None) -> bool:
     """Set one limit of one process; a lifted one becomes what this process has itself.
 
-    Without CAP_SYS_RESOURCE a limit that is already lower stays.
+    Return False when only CAP_SYS_RESOURCE could have raised it. Raises ResourcesFailed.
     """
     most = resource.getrlimit(which)[1]
     if value is None or (most != resource.RLIM_INFINITY and value > most):
@@ -93,9 +99,12 @@ def _set(pid: int, which: int, value: int | None) -> None:
     try:
         resource.prlimit(pid, which, (value, value))
     except ProcessLookupError:
-        return
+        return True
+    except PermissionError:
+        return False
     except (OSError, ValueError) as error:
         raise ResourcesFailed(f"the kernel refuses a limit of process {pid}: {error}") from error
+    return True
 
 
 def _share(pid: int, count: int | None) -> None:
