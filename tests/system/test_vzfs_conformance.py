@@ -9,11 +9,12 @@ kernel overlayfs; a case that fails there is wrong.
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from posixcases import beds, suite
+from posixcases import beds, frame, suite
+from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 
 pytestmark = pytest.mark.root
 
@@ -33,12 +34,12 @@ def home(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("area", suite.AREAS)
 @pytest.mark.parametrize(("bed", "layer"), CHOSEN, ids="-".join)
 def test_every_case_of_the_area_passes(
-    home: Path, bed: str, layer: str, area: str, record_property: pytest.RecordProperty
+    home: Path, bed: str, layer: str, area: str, record_property: Callable[[str, object], None]
 ) -> None:
     kind = beds.BEDS[bed]
     if missing := kind.missing():
         pytest.skip(missing)
-    cases = [c for c in suite.CASES if c.area == area]
+    cases = [c for c in frame.CASES if c.area == area]
     results = suite.run_on(kind, home, layer, cases)
     tally = Counter(r.outcome for r in results)
     record_property("cases", dict(tally))
@@ -51,5 +52,5 @@ def test_every_case_of_the_area_passes(
 
 def test_no_case_is_registered_twice() -> None:
     # Names of axes values are cut; what they call must still tell cases apart in a report.
-    assert len(suite.CASES) > 7000
+    assert len(frame.CASES) > 7000
     assert len(suite.AREAS) >= 9

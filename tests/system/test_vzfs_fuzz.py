@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from posixcases import beds, calls
+from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 from posixcases.moves import Move, Player
-from posixcases.trees import difference, snapshot, without_links
+from posixcases.trees import Entry, difference, snapshot, without_links
 
 pytestmark = pytest.mark.root
 
@@ -36,7 +37,7 @@ targets = st.sampled_from(["a", "b/c", "../a", "nowhere", "."])
 
 
 def _move(name: str, *arguments: st.SearchStrategy[object]) -> st.SearchStrategy[Move]:
-    return st.tuples(*arguments).map(lambda chosen: Move(name, chosen))  # type: ignore[arg-type]
+    return st.tuples(*arguments).map(lambda chosen: Move(name, chosen))
 
 
 BUILDING = (
@@ -49,7 +50,9 @@ BUILDING = (
     _move("chmod", paths, st.sampled_from([0o600, 0o755, 0o4711, 0o1777])),
     _move("chown", paths, st.sampled_from([-1, 0, 7]), st.sampled_from([-1, 0, 8])),
     _move("times", paths, st.integers(0, 1000)),
-    _move("setxattr", paths, attributes, st.sampled_from([b"", b"v", b"w" * 200]), st.integers(0, 2)),
+    _move(
+        "setxattr", paths, attributes, st.sampled_from([b"", b"v", b"w" * 200]), st.integers(0, 2)
+    ),
 )
 CHANGING = (
     *BUILDING,
@@ -62,12 +65,20 @@ CHANGING = (
     _move("truncate", paths, st.sampled_from([0, 1, 5000])),
     _move("write", paths, offsets, data),
     _move("append", paths, data),
-    _move("allocate", paths, st.sampled_from([0, 1, 3, 16, 17]), offsets, st.sampled_from([1, 4096, 9000])),
+    _move(
+        "allocate",
+        paths,
+        st.sampled_from([0, 1, 3, 16, 17]),
+        offsets,
+        st.sampled_from([1, 4096, 9000]),
+    ),
     _move("copy", paths, paths, st.sampled_from([1, 4096]), offsets),
     _move("read", paths),
     _move("listing", paths),
     _move("look", paths),
-    _move("open", slots, paths, st.sampled_from([0, os.O_CREAT, os.O_CREAT | os.O_EXCL, os.O_TRUNC])),
+    _move(
+        "open", slots, paths, st.sampled_from([0, os.O_CREAT, os.O_CREAT | os.O_EXCL, os.O_TRUNC])
+    ),
     _move("shut", slots),
     _move("put", slots, offsets, data),
     _move("get", slots),
@@ -87,9 +98,14 @@ def build(bed: beds.Bed, layers: Sequence[Sequence[Move]]) -> None:
             player.play(move)
 
 
-def compare(kind: type[beds.Bed], home: Path, layers: Sequence[Sequence[Move]], moves: Sequence[Move]) -> None:
+def compare(
+    kind: type[beds.Bed], home: Path, layers: Sequence[Sequence[Move]], moves: Sequence[Move]
+) -> None:
     """Play the same on the subject and on overlayfs; raise AssertionError where they differ."""
-    subject, oracle = kind(home / "subject", len(layers)), beds.Overlayfs(home / "oracle", len(layers))
+    subject, oracle = (
+        kind(home / "subject", len(layers)),
+        beds.Overlayfs(home / "oracle", len(layers)),
+    )
     for bed in (subject, oracle):
         build(bed, layers)
     try:
@@ -103,7 +119,9 @@ def compare(kind: type[beds.Bed], home: Path, layers: Sequence[Sequence[Move]], 
                         bed.remount()
                     continue
                 got, wanted = (player.play(move) for player in players)
-                assert got == wanted, f"move {number} {move}: {got!r:.200}, overlayfs: {wanted!r:.200}"
+                assert got == wanted, (
+                    f"move {number} {move}: {got!r:.200}, overlayfs: {wanted!r:.200}"
+                )
             wanted_tree = snapshot(oracle.merged)
             assert not (d := difference(snapshot(subject.merged), wanted_tree)), "\n".join(d)
             for player in players:
@@ -122,7 +140,7 @@ def compare(kind: type[beds.Bed], home: Path, layers: Sequence[Sequence[Move]], 
         oracle.abandon()
 
 
-def subject_under_overlayfs(subject: beds.Bed) -> dict[str, object]:
+def subject_under_overlayfs(subject: beds.Bed) -> dict[str, Entry]:
     """Return the tree which kernel overlayfs makes of a private area."""
     reader = beds.Overlayfs(subject.home / "reader", 0)
     lower = ":".join(map(str, (subject.upper, *subject.lowers)))
@@ -193,5 +211,5 @@ def test_the_comparison_notices_a_wrong_file_system() -> None:
                 if path.is_file() and not path.is_symlink():
                     os.truncate(path, path.stat().st_size + 1)
 
-    with pytest.raises(AssertionError, match="instead of|overlayfs:"):
+    with pytest.raises(AssertionError, match=r"instead of|overlayfs:"):
         fuzz(Broken, 20)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from posixcases import beds, calls
+from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 
 pytestmark = pytest.mark.root
 
@@ -87,10 +88,13 @@ def test_very_many_open_files_are_served(subject: beds.Vzfs) -> None:
     try:
         for number in range(count):
             try:
-                held.append(os.open(subject.merged / f"open{number}", os.O_CREAT | os.O_RDWR, 0o644))
+                held.append(
+                    os.open(subject.merged / f"open{number}", os.O_CREAT | os.O_RDWR, 0o644)
+                )
             except OSError as error:
                 # A limit is an answer; a hang or a dead server is not.
-                assert error.errno in (errno.EMFILE, errno.ENFILE)
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
                 refused += 1
                 break
         for number in (0, len(held) // 2, len(held) - 1):
@@ -113,7 +117,14 @@ def test_symlink_loops_and_magic_targets_lead_nowhere(subject: beds.Vzfs) -> Non
         os.symlink(f"loop{(number + 1) % 50}", home / f"loop{number}")
     with pytest.raises(OSError, match="Too many levels"):
         os.stat(home / "loop0/x")
-    for target in ("////etc/passwd", "////../../etc/shadow", "////", "/////x", "////./a", "////" + "a" * 4000):
+    for target in (
+        "////etc/passwd",
+        "////../../etc/shadow",
+        "////",
+        "/////x",
+        "////./a",
+        "////" + "a" * 4000,
+    ):
         with pytest.raises(OSError) as caught:
             os.symlink(target, home / "magic")
         assert caught.value.errno == errno.EINVAL, target
@@ -190,14 +201,17 @@ def test_giant_attributes_are_refused_or_kept(subject: beds.Vzfs) -> None:
             os.setxattr(path, f"user.n{number}", os.urandom(1000))
             kept += 1
         except OSError as error:
-            assert error.errno in (errno.ENOSPC, errno.E2BIG, errno.EDQUOT)
+            if error.errno not in (errno.ENOSPC, errno.E2BIG, errno.EDQUOT):
+                raise
             break
     with pytest.raises(OSError):
         os.setxattr(path, "user.giant", bytes(65536))
     assert len(os.listxattr(path)) == kept
 
 
-def test_a_flood_from_many_threads_does_not_stop_a_neighbour(subject: beds.Vzfs, tmp_path: Path) -> None:
+def test_a_flood_from_many_threads_does_not_stop_a_neighbour(
+    subject: beds.Vzfs, tmp_path: Path
+) -> None:
     neighbour = type(subject)(tmp_path / "neighbour")
     (neighbour.lower / "file").write_bytes(b"neighbour")
     neighbour.mount()
@@ -223,7 +237,9 @@ def test_a_flood_from_many_threads_does_not_stop_a_neighbour(subject: beds.Vzfs,
             thread.join()
         neighbour.unmount()
         neighbour.abandon()
-    print(f"a neighbour's operation: {alone * 1e3:.2f} ms alone, {beside * 1e3:.2f} ms beside a flood")
+    print(
+        f"a neighbour's operation: {alone * 1e3:.2f} ms alone, {beside * 1e3:.2f} ms beside a flood"
+    )
     assert beside < 1.0
 
 
@@ -280,4 +296,5 @@ def test_nothing_reaches_the_host_through_a_link_or_a_moved_folder(subject: beds
     try:
         assert "shadow" not in os.listdir(subject.merged / "forged")
     except OSError as error:
-        assert error.errno in (errno.EIO, errno.ENOENT, errno.ESTALE, errno.EINVAL)
+        if error.errno not in (errno.EIO, errno.ENOENT, errno.ESTALE, errno.EINVAL):
+            raise

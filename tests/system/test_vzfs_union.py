@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from posixcases import beds, calls
+from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 from posixcases.frame import KINDS
-from posixcases.moves import Move, Player
+from posixcases.moves import Argument, Move, Player
 from posixcases.trees import Entry, difference, snapshot, without_links
 
 pytestmark = pytest.mark.root
@@ -77,7 +78,9 @@ def states(kind: str) -> dict[str, State]:
         "regular": (Move("append", ("d/x", OTHER)),),
         "dir": (Move("append", ("d/x/in", OTHER)), Move("create", ("d/x/new", DATA))),
     }.get(kind, (touched,))
-    moved = tuple(Move(m.name, tuple(_under(a, "e") for a in m.arguments)) for m in (*FRAME[:2], *there))
+    moved = tuple(
+        Move(m.name, tuple(_under(a, "e") for a in m.arguments)) for m in (*FRAME[:2], *there)
+    )
     linked = {
         "linked": State(lower=(*FRAME, *there, Move("link", ("d/x", "d/y")))),
         "linked-since": State(lower=(*FRAME, *there), since=(Move("link", ("d/x", "z/y")),)),
@@ -85,18 +88,30 @@ def states(kind: str) -> dict[str, State]:
     return (linked if kind != "dir" else {}) | {
         "lower": State(lower=(*FRAME, *there)),
         "lowest": State(lowest=(*FRAME, *there)),
-        "split": State(lowest=(*FRAME, *there), lower=(Move("mkdir", ("d",)), Move("create", ("d/m", DATA)))),
+        "split": State(
+            lowest=(*FRAME, *there), lower=(Move("mkdir", ("d",)), Move("create", ("d/m", DATA)))
+        ),
         "upper": State(lower=FRAME, since=there),
         "new": State(since=(*FRAME, *there)),
         "attributes-copied": State(lower=(*FRAME, *there), since=(touched,)),
         "content-copied": State(lower=(*FRAME, *there), since=inside),
         "whiteout": State(lower=(*FRAME, *there), since=gone),
         "replaced": State(lower=(*FRAME, *there), since=(*gone, *make(kind, "d/x", OTHER))),
-        "replaced-file": State(lower=(*FRAME, *make("regular", "d/x")), since=(*remove("regular", "d/x"), *there)),
-        "replaced-folder": State(lower=(*FRAME, *make("dir", "d/x")), since=(*remove("dir", "d/x"), *there)),
+        "replaced-file": State(
+            lower=(*FRAME, *make("regular", "d/x")), since=(*remove("regular", "d/x"), *there)
+        ),
+        "replaced-folder": State(
+            lower=(*FRAME, *make("dir", "d/x")), since=(*remove("dir", "d/x"), *there)
+        ),
         "opaque": State(
             lower=(*FRAME, *there),
-            since=(*gone, Move("unlink", ("d/n",)), Move("rmdir", ("d",)), Move("mkdir", ("d",)), *there),
+            since=(
+                *gone,
+                Move("unlink", ("d/n",)),
+                Move("rmdir", ("d",)),
+                Move("mkdir", ("d",)),
+                *there,
+            ),
         ),
         "parent-moved": State(lower=(*FRAME[2:], *moved), since=(Move("rename", ("e", "d", 0)),)),
         "parent-moved-twice": State(
@@ -109,7 +124,7 @@ def states(kind: str) -> dict[str, State]:
     }
 
 
-def _under(argument: object, folder: str) -> object:
+def _under(argument: Argument, folder: str) -> Argument:
     if isinstance(argument, str) and (argument == "d" or argument.startswith("d/")):
         return folder + argument[1:]
     return argument
@@ -195,7 +210,9 @@ def test_a_union_behaves_like_one_file_system(home: Path, bed: str, kind: str) -
         name = f"{state_name}.{act}"
         state = states(kind)[state_name]
         (model / name).mkdir()
-        for root, moves in zip((*reversed(subject.lowers),), (state.lowest, state.lower), strict=True):
+        for root, moves in zip(
+            (*reversed(subject.lowers),), (state.lowest, state.lower), strict=True
+        ):
             (root / name).mkdir()
             play(root, name, moves)
             play(model, name, moves)
@@ -217,7 +234,9 @@ def test_a_union_behaves_like_one_file_system(home: Path, bed: str, kind: str) -
         wanted_tree = snapshot(model)
         wrong += [f"at once: {d}" for d in difference(snapshot(subject.merged), wanted_tree)]
         subject.remount()
-        wrong += [f"after a remount: {d}" for d in difference(snapshot(subject.merged), wanted_tree)]
+        wrong += [
+            f"after a remount: {d}" for d in difference(snapshot(subject.merged), wanted_tree)
+        ]
     finally:
         subject.abandon()
     for layer, before in zip(subject.lowers, below, strict=True):
@@ -227,7 +246,9 @@ def test_a_union_behaves_like_one_file_system(home: Path, bed: str, kind: str) -
         by_overlayfs = _without_linked(without_links(_under_overlayfs(subject, home)))
         d = difference(by_overlayfs, _without_linked(without_links(wanted_tree)))
         wrong += [f"read by overlayfs: {line}" for line in d]
-    assert not wrong, f"{len(wrong)} differences in {len(combinations)} cases:\n" + "\n".join(wrong[:40])
+    assert not wrong, f"{len(wrong)} differences in {len(combinations)} cases:\n" + "\n".join(
+        wrong[:40]
+    )
 
 
 def _without_linked(tree: dict[str, Entry]) -> dict[str, Entry]:
@@ -239,7 +260,11 @@ def _under_overlayfs(subject: beds.Bed, home: Path) -> dict[str, Entry]:
     point.mkdir()
     lower = ":".join(map(str, (subject.upper, *subject.lowers)))
     calls.mount(
-        "overlay", str(point), "overlay", 0, f"lowerdir={lower},redirect_dir=follow,metacopy=on,index=off"
+        "overlay",
+        str(point),
+        "overlay",
+        0,
+        f"lowerdir={lower},redirect_dir=follow,metacopy=on,index=off",
     )
     try:
         return snapshot(point)

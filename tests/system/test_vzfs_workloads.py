@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from posixcases import beds, calls
+from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 from posixcases.moves import Move, Player
 
 pytestmark = pytest.mark.root

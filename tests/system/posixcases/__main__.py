@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from . import beds, suite
+from . import beds, calls, frame, suite
 
 
 def main() -> int:
@@ -22,13 +22,14 @@ def main() -> int:
     options = parser.parse_args()
     chosen = [
         c
-        for c in suite.CASES
+        for c in frame.CASES
         if options.word in c.name and (not options.area or c.area in options.area)
     ]
     home = Path(tempfile.mkdtemp(prefix="posixcases-"))
     started = time.monotonic()
     try:
-        results = suite.run_on(beds.BEDS[options.bed], home, options.layer, chosen)
+        with calls.own_mounts():
+            results = suite.run_on(beds.BEDS[options.bed], home, options.layer, chosen)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     for one in results:

@@ -3,7 +3,7 @@
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from . import calls
 from .frame import ALICE, BOB, CAROL, KINDS, SOLID_KINDS, Scene, case, opened
@@ -365,13 +365,14 @@ def flags_of_a_folder_hold_for_its_names(t: Scene, act: str, flag: int) -> Itera
     yield
     _try_flags(t, "d", flag)
     try:
-        act_of = {
+        acts: dict[str, Callable[[], object]] = {
             "create": lambda: os.close(os.open("d/new", os.O_CREAT | os.O_WRONLY)),
             "unlink": lambda: os.unlink("d/x"),
             "rename_in": lambda: os.rename("z", "d/z"),
             "rename_out": lambda: os.rename("d/x", "y"),
             "mkdir": lambda: os.mkdir("d/sub"),
-        }[act]
+        }
+        act_of = acts[act]
         if flag == APPEND and act in ("create", "rename_in", "mkdir"):
             act_of()
         else:

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from . import calls
@@ -120,7 +121,7 @@ class Vzfs(Bed):
     transport = "kernel"
     has_lower = True
     #: Further fields of vzfs.options.Options.
-    settings: dict[str, object] = {}
+    settings: Mapping[str, object] = MappingProxyType({})
     server = -1
     device = -1
     #: Keep the descriptor of /dev/fuse, so that `serve(resume=True)` can follow a dead server.

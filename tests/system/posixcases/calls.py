@@ -168,6 +168,31 @@ def syncfs(descriptor: int) -> None:
     _check(_syncfs(descriptor))
 
 
+_unshare = _bind("unshare", ctypes.c_int)
+_setns = _bind("setns", ctypes.c_int, ctypes.c_int)
+CLONE_NEWNS = 0x20000  # linux/sched.h
+
+
+@contextmanager
+def own_mounts() -> Iterator[None]:
+    """Mount in a namespace of this process alone, and come back.
+
+    Mount namespaces others make meanwhile would keep copies of our mounts, and with them servers
+    and upper directories in use. Needs a process with one thread.
+    """
+    here = os.getcwd()
+    before = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    try:
+        _check(_unshare(CLONE_NEWNS))
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        os.chdir(here)
+        yield
+    finally:
+        _check(_setns(before, CLONE_NEWNS))
+        os.close(before)
+        os.chdir(here)
+
+
 _inotify_init1 = _bind("inotify_init1", ctypes.c_int)
 _inotify_add_watch = _bind("inotify_add_watch", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 

@@ -309,7 +309,7 @@ def a_trailing_slash_demands_a_directory(t: Scene, call: Call) -> Iterator[None]
         t.fails(errno.EISDIR, call.act, "x/")
     elif call.name in ("rename_to", "noreplace_to"):
         t.fails(errno.ENOTDIR, call.act, "x/")
-    elif call.wants == "missing" or call.wants == "symlink":
+    elif call.wants in ("missing", "symlink"):
         t.fails(errno.ENOENT, call.act, "x/")
     else:
         t.fails(errno.ENOTDIR, call.act, "x/")

@@ -38,6 +38,12 @@ def _open(flags: int) -> Callable[[str], object]:
     return open_close
 
 
+def _visit(path: str) -> None:
+    with opened(".", os.O_RDONLY | os.O_DIRECTORY) as here:
+        os.chdir(path)
+        os.fchdir(here)
+
+
 FILE_TRIES = (
     Try("read", _open(os.O_RDONLY), READ),
     Try("write", _open(os.O_WRONLY), WRITE),
@@ -79,14 +85,8 @@ FOLDER_TRIES = (
     Try("link_in", lambda p: os.link("mine", f"{p}/new"), 3),
     Try("link_out", lambda p: os.link(f"{p}/in", "out"), EXECUTE),
     Try("tmpfile", lambda p: os.close(os.open(p, os.O_TMPFILE | os.O_RDWR)), 3),
-    Try("chdir", lambda p: _visit(p), EXECUTE),
+    Try("chdir", _visit, EXECUTE),
 )
-
-
-def _visit(path: str) -> None:
-    with opened(".", os.O_RDONLY | os.O_DIRECTORY) as here:
-        os.chdir(path)
-        os.fchdir(here)
 
 
 def _mode(bits: int, shift: int) -> int:
@@ -230,15 +230,12 @@ def sticky_folders_protect_what_others_own(
     t.make(kind, "s/x", 0o666 if kind != "dir" else 0o777, (file_owner, file_owner))
     t.make("dir" if kind == "dir" else "regular", "mine", 0o777, (ALICE, ALICE))
     yield
-    act: Callable[..., None]
+    act: Callable[..., object] = os.rename
+    paths: tuple[str, ...] = ("s/x", "away" if removal == "rename_away" else "s/y")
     if removal == "unlink":
         act, paths = (os.rmdir if kind == "dir" else os.unlink), ("s/x",)
-    elif removal == "rename_over":
-        act, paths = os.rename, ("mine", "s/x")  # type: ignore[assignment]
-    elif removal == "exchange":
-        act, paths = calls.exchange, ("mine", "s/x")  # type: ignore[assignment]
-    else:
-        act, paths = os.rename, ("s/x", "away" if removal == "rename_away" else "s/y")  # type: ignore[assignment]
+    elif removal in ("rename_over", "exchange"):
+        act, paths = (os.rename if removal == "rename_over" else calls.exchange), ("mine", "s/x")
     allowed = not sticky or ALICE in (folder_owner, file_owner)
     with t.user(ALICE):
         if allowed:

@@ -197,6 +197,11 @@ def _allocate(mode: int) -> Callable[[str], None]:
     return act
 
 
+def _rename_and_back(path: str) -> None:
+    os.rename(path, "another")
+    os.rename("another", path)
+
+
 BOTH = "mtime ctime"
 ACTS: dict[str, tuple[Callable[[str], object], str]] = {
     "append": (_append, BOTH),
@@ -220,7 +225,7 @@ ACTS: dict[str, tuple[Callable[[str], object], str]] = {
     "getxattr": (lambda p: os.getxattr(p, "user.old"), ""),
     "listxattr": (os.listxattr, ""),
     "link": (lambda p: os.link(p, "another"), "ctime"),
-    "rename": (lambda p: (os.rename(p, "another"), os.rename("another", p)), "ctime"),
+    "rename": (_rename_and_back, "ctime"),
     "stat": (os.stat, ""),
     "access": (lambda p: os.access(p, os.R_OK), ""),
     "read": (read, ""),
