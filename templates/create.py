@@ -12,6 +12,7 @@ from pathlib import Path
 from runtime import files
 from runtime.errors import NoDiskSpace, PrivateNotCreated, VzError
 from runtime.paths import Paths
+from templates import postcreate as postcreate_script
 from templates import users
 from templates.catalogue import Template
 
@@ -59,10 +60,13 @@ def populate(paths: Paths, ctid: int, template: Template, *, private: Path | Non
 def postcreate(paths: Paths, ctid: int, template: Template, *, private: Path | None = None) -> None:
     """Make the new container somebody of its own: what two containers must not share.
 
-    Raises PrivateNotCreated.
+    Runs the distribution's POST_CREATE script in its tree. Raises PrivateNotCreated,
+    ActionScriptFailed.
     """
+    place = private or paths.private(ctid)
     try:
-        new_identity(paths, private or paths.private(ctid))
+        new_identity(paths, place)
+        postcreate_script.run(paths, template, place, {"VEID": str(ctid)})
     except OSError as error:
         raise _failure(f"cannot finish container {ctid}", error) from error
 

@@ -261,3 +261,37 @@ def test_a_private_area_is_small_and_only_roots(alone: System) -> None:
     assert (alone.paths.private(102) / "root/etc/machine-id").read_text() != machine_id
     for ctid in (101, 102):
         alone.ok("vzctl", "destroy", ctid)
+
+
+def with_cron(system: System) -> str:
+    """Define a template whose containers would all run their jobs at the same minute."""
+    system.ok("vzpkg", "list")
+    directory = _templates.copy(system, BUSYBOX, "cron-1-x86_64")
+    (directory / "distribution").write_text("debian-12\n")
+    (directory / "post-cache").write_text('echo "17 * * * * root true" >"$VE_ROOT/etc/crontab"\n')
+    return "cron-1"
+
+
+def test_jobs_of_new_containers_are_spread(alone: System) -> None:
+    name = with_cron(alone)
+    minutes = set()
+    for ctid in range(101, 106):
+        alone.create(ctid, name)
+        crontab = alone.paths.private(ctid) / "root/etc/crontab"
+        minute, rest = crontab.read_text().split(" ", 1)
+        assert rest == "* * * * root true\n" and 0 <= int(minute) < 60
+        minutes.add(minute)
+        assert [mark for mark in os.listxattr(crontab) if "overlay" in mark] == []
+    assert len(minutes) > 1
+    alone.ok("vzctl", "start", 101)
+    assert "root true" in alone.ok("vzctl", "exec", 101, "cat", "/etc/crontab")
+    alone.ok("vzctl", "stop", 101, "--fast")
+
+
+def test_an_administrators_failing_script_undoes_the_create(alone: System) -> None:
+    name = with_cron(alone)
+    (alone.paths.dists / "scripts").mkdir(parents=True)
+    (alone.paths.dists / "debian.conf").write_text("POST_CREATE=mine.sh\n")
+    (alone.paths.dists / "scripts/mine.sh").write_text("echo x >/etc/mine; exit 9\n")
+    alone.fails(79, "vzctl", "create", 101, "--ostemplate", name, "--force")
+    assert not alone.paths.private(101).exists() and not alone.paths.ct_conf(101).exists()
