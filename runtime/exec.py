@@ -17,7 +17,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from runtime import boot, caps, mounts, namespaces, rootfs, seccomp, state, syscalls
+from runtime import (
+    boot,
+    caps,
+    mounts,
+    namespaces,
+    resources_inside,
+    rootfs,
+    seccomp,
+    state,
+    syscalls,
+)
 from runtime.cgroups import Cgroup
 from runtime.errors import InvalidOption, NotRunning, SystemFailure
 from runtime.paths import Paths
@@ -105,6 +115,12 @@ def spawn(paths: Paths, ctid: int, capability: str | None, command: Command) -> 
                 raise ProcessLookupError
             entrance = Cgroup(paths.tag, ctid).entrance_of(run.init.pid)
             closing.callback(entrance.close)
+            limits = resources_inside.carried(run.init.pid)
+
+            def join() -> None:
+                entrance.enter()
+                resources_inside.take(limits)
+
             channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             closing.callback(channel.close)
             with theirs:
@@ -113,7 +129,7 @@ def spawn(paths: Paths, ctid: int, capability: str | None, command: Command) -> 
                     pid = namespaces.fork(cgroup_fd=entrance.v2_fd)
                     if pid == 0:
                         channel.close()
-                        _child(theirs, pidfd, entrance.enter, command, capabilities, filter_)
+                        _child(theirs, pidfd, join, command, capabilities, filter_)
                 finally:
                     namespaces.end_entering()
         except (ProcessLookupError, FileNotFoundError) as error:

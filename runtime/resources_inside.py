@@ -107,6 +107,29 @@ def _set(pid: int, which: int, value: int | None) -> bool:
     return True
 
 
+#: Limits that a configuration can set (``inside``).
+_CARRIED = (
+    resource.RLIMIT_MEMLOCK,
+    resource.RLIMIT_NOFILE,
+    resource.RLIMIT_SIGPENDING,
+    resource.RLIMIT_DATA,
+)
+
+
+def carried(pid: int) -> tuple[tuple[int, int], ...]:
+    """Return the hard limits of process ``pid``, for ``take``; raises OSError."""
+    return tuple((which, resource.prlimit(pid, which)[1]) for which in _CARRIED)
+
+
+def take(limits: tuple[tuple[int, int], ...]) -> None:
+    """Never have more than ``limits``: for a process that enters a container; raises OSError."""
+    for which, most in limits:
+        soft, hard = resource.getrlimit(which)
+        if most != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or most < hard):
+            lower = most if soft == resource.RLIM_INFINITY else min(soft, most)
+            resource.setrlimit(which, (lower, most))
+
+
 def _share(pid: int, count: int | None) -> None:
     """Set how many pages of System V shared memory the IPC namespace of ``pid`` may have."""
     if count is None:

@@ -193,6 +193,11 @@ def test_limits_of_the_configuration_hold_from_the_first_process_on(system):
     limits = system.ok("vzctl", "exec", 101, "cat /proc/1/limits")
     assert limits.split("Max locked memory")[1].split()[:2] == ["65536", "65536"]
     assert limits.split("Max open files")[1].split()[:2] == ["100", "100"]
+    assert system.ok("vzctl", "exec", 101, "ulimit -Hn; ulimit -n; ulimit -Hl").split() == [
+        "100",
+        "100",
+        "64",
+    ]
     assert "MemTotal:          65536 kB" in system.ok("vzctl", "exec", 101, "cat /proc/meminfo")
     load(system, 101)
     assert max(rate(system, 101) for _ in range(3)) == pytest.approx(0.4, rel=0.05)
