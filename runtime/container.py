@@ -180,10 +180,23 @@ class Container:
             self.umount()
         self.progress.say("Starting container...")
         self._launch(plan, run=True)
+        if init is None:
+            self._tell_network()
         self._run_start_scripts()
         self.progress.say("Container start in progress...")
         if wait:
             self._wait_started(wait_timeout_s)
+
+    def _tell_network(self) -> None:
+        """Let the guest's own files agree with its network, which is up already."""
+        if not any(self.config.get(key) for key in ("IP_ADDRESS", "NETIF", "NAMESERVER")):
+            return
+        from runtime.net import guestcfg
+
+        try:
+            guestcfg.at_start(self, self.config)
+        except VzError as error:
+            self.progress.warn(error.message)
 
     def run(self, argv: Sequence[str]) -> int:
         """Start it with our own process 1 running ``argv`` on the caller's descriptors, and wait.

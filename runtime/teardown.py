@@ -95,6 +95,7 @@ def network(paths: Paths, ctid: int, config: Config) -> None:
 
     configured = any(config.get(key, "").strip() for key in ("IP_ADDRESS", "NETIF", "NETDEV"))
     # Addresses given to the running container may never have been saved.
+    configured = configured or names.mark(paths, ctid).exists()
     if configured or any(names.owner(name) == ctid for _index, name in socket.if_nameindex()):
         from runtime.net import attach
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from runtime.errors import AddAddressFailed, AddressInUse, VethFailed, VzError
-from runtime.net import accounting, announce, bridged, guard, names, netif, routed, slots
+from runtime.net import accounting, announce, bridged, guard, guestcfg, names, netif, routed, slots
 from runtime.net.addresses import Address, Ip
 from runtime.net.links import LinkFailed, Links, open_namespace
 from runtime.net.model import ContainerNet
@@ -71,7 +71,7 @@ def teardown(paths: Paths, ctid: int, config: Mapping[str, str] | None = None) -
     """Remove everything of a container from the host's network; absent is success.
 
     ``config`` tells adapters whose host names do not follow from the id. What was counted is
-    saved.
+    saved. Order: links, guards, proxy entries, classes.
     """
     with Server(paths) as server:
         present = server.host.names()
@@ -85,13 +85,16 @@ def teardown(paths: Paths, ctid: int, config: Mapping[str, str] | None = None) -
         tables = server.nft.tables()
         guarded = ("bridge", names.TABLE_GUARD) in tables
         if not own and net is None and not guarded:
+            names.mark(paths, ctid).unlink(missing_ok=True)
             return
         with server.locked():
             venet = names.host_end(ctid, 0)
             for name in own:
                 server.host.delete(name)
             if guarded:
-                ports = own | ({a.host_ifname for a in net.adapters} if net else set())
+                # Adapters may have been added since the configuration we are given was read.
+                ports = {name for name in guard.ports(server.nft) if names.owner(name) == ctid}
+                ports |= {a.host_ifname for a in net.adapters} if net else set()
                 script = guard.ports_of(sorted(ports - {venet}))
                 if script:
                     server.nft.run(script)
@@ -101,11 +104,13 @@ def teardown(paths: Paths, ctid: int, config: Mapping[str, str] | None = None) -
                     server.unshape_one(ctid, config)
             if ("inet", names.TABLE_ACCOUNTING) in tables:
                 accounting.save(paths, accounting.read(server.nft))
+    names.mark(paths, ctid).unlink(missing_ok=True)
 
 
 def forget(paths: Paths, ctid: int) -> None:
     """Drop what outlives a stop, when a container is destroyed: its slot and its counters."""
     slots.release(paths, str(ctid))
+    guestcfg.forget(paths, ctid)
     with Server(paths) as server:
         if accounting.present(server.nft):
             counted = accounting.read(server.nft)
@@ -124,6 +129,9 @@ def _apply(
     before: Iterable[netif.Adapter],
     fresh: Sequence[Ip] | None = None,
 ) -> None:
+    mark = names.mark(server.paths, net.ctid)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
     netns_fd = open_namespace(init_pid)
     try:
         with server.locked():

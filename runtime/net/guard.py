@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from runtime.net.addresses import Address
@@ -127,6 +128,16 @@ def ensure(nft: Nft) -> bool:
         return False
     nft.run(host_script())
     return True
+
+
+def ports(nft: Nft) -> set[str]:
+    """Return the interfaces of the host that have a port's chain."""
+    found: set[str] = set()
+    with suppress(NftFailed):
+        for entry in nft.query(f"list map bridge {_T} ports"):
+            for key, _verdict in entry.get("map", {}).get("elem", []):
+                found.add(key)
+    return found
 
 
 def set_host_only(nft: Nft, bridges: Iterable[str]) -> None:

@@ -11,12 +11,13 @@ SEARCHDOMAIN, DEV), and ALL_IP_ADDR, ALL_NETIF — an adapter a line:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime import dists
+from runtime import dists, files
 from runtime.dists import Action
 from runtime.errors import NoDistributionScript
 from runtime.net.model import ContainerNet
@@ -24,6 +25,7 @@ from runtime.net.model import ContainerNet
 if TYPE_CHECKING:
     from runtime.config import Config
     from runtime.container import Container
+    from runtime.paths import Paths
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -127,10 +129,44 @@ def dns(ct: Container, config: Mapping[str, str]) -> None:
 
 
 def at_start(ct: Container, config: Config) -> None:
-    """Tell a container that has just started everything; raises ActionScriptFailed."""
+    """Tell a container that has just started what it has not been told before.
+
+    The guest's files keep what an earlier start wrote, so mostly nothing has to be run. Raises
+    ActionScriptFailed.
+    """
     net = ContainerNet.of(ct.ctid, config)
+    servers = name_servers(config)
+    told = json.dumps([state_of(net), servers, config.get("HOSTNAME"), _tree_of(ct, config)])
+    place = _told(ct.paths, ct.ctid)
+    with suppress(OSError):
+        if place.read_text() == told:
+            return
     for action, environment in steps(ContainerNet(ct.ctid), net, running=False):
         with suppress(NoDistributionScript):
             dists.run(ct, action, environment)
-    if config.get("NAMESERVER") or config.get("SEARCHDOMAIN"):
+    if any(servers.values()):
         dns(ct, config)
+    if config.get("HOSTNAME"):
+        addresses = " ".join(str(ip.address) for ip in net.ips)
+        with suppress(NoDistributionScript):
+            environment = {"HOSTNM": config["HOSTNAME"], "IP_ADDR": addresses}
+            dists.run(ct, Action.SET_HOSTNAME, environment)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(place, told.encode(), mode=0o600, durable=False)
+
+
+def _tree_of(ct: Container, config: Mapping[str, str]) -> int:
+    """Return what tells a container's tree from the one before a reinstallation."""
+    try:
+        return (ct.paths.area(config["VE_PRIVATE"]) / "root").stat().st_ino
+    except (OSError, KeyError):
+        return 0
+
+
+def _told(paths: Paths, ctid: int) -> Path:
+    return paths.lib / "net" / f"guest.{ctid}"
+
+
+def forget(paths: Paths, ctid: int) -> None:
+    """Forget what a destroyed container was told; absent is success."""
+    _told(paths, ctid).unlink(missing_ok=True)

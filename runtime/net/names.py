@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.paths import Paths
 
 #: Interface groups (netdevice group, ip-link(8)): rules match a group, never a list of names.
 GROUP_ROUTED = 5050
@@ -65,3 +70,11 @@ def ifb(uplink: str) -> str:
 def venet_mac(ctid: int) -> str:
     """Return the address both ends of a container's venet0 have (locally administered)."""
     return f"02:18:51:{ctid >> 16 & 255:02x}:{ctid >> 8 & 255:02x}:{ctid & 255:02x}"
+
+
+def mark(paths: Paths, ctid: int) -> Path:
+    """Return the file that exists while a container may have something in the host's network.
+
+    Its links may be gone, and its configuration of that moment too, when it is to be taken down.
+    """
+    return paths.run / "net" / f"ct{ctid}"
