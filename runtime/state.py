@@ -78,8 +78,6 @@ class RunState:
     init: Process | None = None
     #: CLOCK_REALTIME of the start, in seconds; 0 when only mounted.
     started_s: float = 0.0
-    #: Which VZFS transport serves the mount: "kernel" or "pyfuse3".
-    transport: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def save(self, paths: Paths) -> None:
@@ -106,7 +104,9 @@ def load(paths: Paths, ctid: int) -> RunState | None:
         if raw.get(name) is not None:
             raw[name] = Process(**raw[name])
     raw["phase"] = Phase(raw["phase"])
-    return RunState(**raw)
+    # Written by an older or newer version of us: what is not known here is passed over.
+    known = {field.name for field in dataclasses.fields(RunState)}
+    return RunState(**{name: value for name, value in raw.items() if name in known})
 
 
 def forget(paths: Paths, ctid: int) -> None:

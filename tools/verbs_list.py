@@ -116,7 +116,12 @@ def list_(context: Context, args: argparse.Namespace) -> int:
     key = args.sort or "name"
     field = choose(fields, key.lstrip("-"), unknown="The {} field name is unknown.")[0]
     rows = sort(rows, field, descending=key.startswith("-"))
-    if args.json:
+    if args.info:
+        from tools import container_info
+
+        own = [row for row in rows if isinstance(row, Entry)]
+        container_info.show(context, own, as_json=args.json)
+    elif args.json:
         print_json(rows, chosen if args.output else list(fields.values()))
     else:
         print_table(rows, chosen, heading=not args.no_header)
@@ -131,6 +136,7 @@ VERBS: tuple[Verb, ...] = (
         (
             option("ident", help="only this one", nargs="?", metavar="ID"),
             option("-a", "--all", help="also those that do not run", action="store_true"),
+            option("-i", "--info", help="everything about each", action="store_true"),
             option("-n", "--long", help="also UUIDs and types", action="store_true"),
             option("-H", "--no-header", help="print no headings", action="store_true"),
             JSON,
