@@ -1,0 +1,171 @@
+"""The network of real containers, set with the commands as a user does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import System
+from netlab import OTHER4, REMOTE4, Lab, lab
+
+pytestmark = pytest.mark.root
+
+A4, B4 = "198.18.0.101", "198.18.0.102"
+
+
+class World:
+    """A lab, and a system whose commands run on its host."""
+
+    def __init__(self, made: Lab, system: System) -> None:
+        self.lab = made
+        self.system = system
+
+    def ok(self, *words: str | int) -> str:
+        with self.lab.on_host():
+            return self.system.ok(*words)
+
+    def fails(self, code: int, *words: str | int) -> str:
+        with self.lab.on_host():
+            return self.system.fails(code, *words)
+
+    def create(self, ctid: int, *options: str) -> None:
+        with self.lab.on_host():
+            self.system.create(ctid, "busybox", *options)
+
+
+@pytest.fixture
+def world(system: System, tmp_path: Path) -> Iterator[World]:
+    with lab(tmp_path) as made:
+        made.paths = system.paths
+        current = World(made, system)
+        yield current
+        with made.on_host():
+            for conf in system.paths.conf_dir.glob("[0-9]*.conf"):
+                system.run("vzctl", "stop", conf.name.split(".")[0], "--fast")
+            assert made.leftovers() == []
+
+
+def test_a_started_container_is_reached_from_outside(world: World) -> None:
+    world.create(101, "--ipadd", A4)
+    world.ok("vzctl", "start", 101)
+    assert world.lab.remote.answers(A4)
+    assert A4 in world.ok("pctl", "exec", 101, "ip addr show venet0")
+    world.ok("pctl", "exec", 101, f"ping -c1 -W2 {REMOTE4}")
+
+
+def test_addresses_set_live_are_saved_and_work(world: World) -> None:
+    world.create(101)
+    world.ok("vzctl", "start", 101)
+    world.ok("vzctl", "set", 101, "--ipadd", A4, "--ipadd", "fd18::101", "--save")
+    assert world.lab.remote.answers(A4)
+    assert world.lab.remote.answers("fd18::101")
+    assert f'IP_ADDRESS="{A4} fd18::101"' in world.system.paths.ct_conf(101).read_text()
+    world.ok("vzctl", "set", 101, "--ipdel", "all", "--save")
+    assert not world.lab.remote.answers(A4, timeout_s=0.3)
+    assert "IP_ADDRESS" not in world.system.paths.ct_conf(101).read_text()
+
+
+def test_bad_and_taken_addresses_have_the_documented_codes(world: World) -> None:
+    world.create(101, "--ipadd", A4)
+    world.create(102)
+    world.ok("vzctl", "start", 101)
+    world.ok("vzctl", "start", 102)
+    world.fails(71, "vzctl", "set", 102, "--ipadd", "10.0.0.300", "--save")
+    world.fails(78, "vzctl", "set", 102, "--ipadd", A4, "--save")
+    world.fails(78, "vzctl", "set", 102, "--ipadd", OTHER4, "--save")
+    world.fails(72, "vzctl", "set", 102, "--nameserver", "example", "--save")
+    world.fails(73, "vzctl", "set", 102, "--searchdomain", "not a/domain", "--save")
+    assert "IP_ADDRESS" not in world.system.paths.ct_conf(102).read_text()
+
+
+def test_name_servers_are_written_inside(world: World) -> None:
+    world.create(101)
+    world.ok("vzctl", "start", 101)
+    world.ok("vzctl", "set", 101, "--nameserver", "10.0.0.53", "--nameserver", "fd00::53",
+             "--searchdomain", "example.org", "--save")  # fmt: skip
+    text = world.ok("pctl", "exec", 101, "cat /etc/resolv.conf")
+    assert text.splitlines()[:3] == [
+        "search example.org",
+        "nameserver 10.0.0.53",
+        "nameserver fd00::53",
+    ]
+    world.ok("vzctl", "set", 101, "--nameserver", "10.0.0.54", "--save")
+    assert "10.0.0.53" not in world.ok("pctl", "exec", 101, "cat /etc/resolv.conf")
+
+
+def test_an_adapter_is_added_connected_and_removed_live(world: World) -> None:
+    world.create(101)
+    world.create(102)
+    for ctid in (101, 102):
+        world.ok("vzctl", "start", ctid)
+        world.ok("pctl", "set", ctid, "--netif_add", "eth0", "--save")
+        world.ok("pctl", "set", ctid, "--ifname", "eth0", "--network", "Bridged",
+                 "--ipadd", f"10.9.0.{ctid}/24", "--save")  # fmt: skip
+    world.ok("pctl", "exec", 101, "ping -c1 -W2 10.9.0.102")
+    conf = world.system.paths.ct_conf(101).read_text()
+    assert "host_ifname=veth$VEID.1" in conf
+    assert "network=Bridged,ip=10.9.0.101/24" in conf
+    world.ok("pctl", "set", 101, "--netif_del", "eth0", "--save")
+    assert "NETIF" not in world.system.paths.ct_conf(101).read_text()
+    assert "eth0" not in world.ok("pctl", "exec", 101, "ip link")
+
+
+def test_adapter_options_without_an_adapter_are_refused(world: World) -> None:
+    world.create(101)
+    assert "--ifname" in world.fails(20, "pctl", "set", 101, "--gw", "10.0.0.1", "--save")
+    world.fails(136, "pctl", "set", 101, "--ifname", "eth9", "--gw", "10.0.0.1", "--save")
+    world.fails(136, "pctl", "set", 101, "--netif_add", "eth0,00:18:zz", "--save")
+
+
+def test_a_reboot_from_inside_keeps_the_network(world: World) -> None:
+    import time
+
+    world.create(101, "--ipadd", A4)
+    world.ok("vzctl", "start", 101)
+    before = world.ok("vzlist", "-H", "-o", "ctid,uptime", "101")
+    world.ok("vzctl", "restart", 101)
+    assert before
+    deadline = time.monotonic() + 10
+    while not world.lab.remote.answers(A4, timeout_s=0.3):
+        assert time.monotonic() < deadline
+
+
+def test_a_supervisor_killed_leaves_a_network_that_the_next_start_repairs(world: World) -> None:
+    world.create(101, "--ipadd", A4)
+    world.ok("vzctl", "start", 101)
+    from runtime import state
+
+    run = state.load(world.system.paths, 101)
+    assert run is not None and run.supervisor is not None
+    os.kill(run.supervisor.pid, 9)
+    world.ok("vzctl", "start", 101)
+    assert world.lab.remote.answers(A4)
+
+
+def test_a_destroyed_container_leaves_no_counters(world: World) -> None:
+    world.create(101, "--ipadd", A4)
+    world.ok("vzctl", "start", 101)
+    assert world.lab.remote.answers(A4)
+    assert world.ok("vznetstat", "-v", "101").count("\n") > 1
+    world.ok("vzctl", "stop", 101)
+    assert world.ok("vznetstat", "-v", "101").count("\n") > 1
+
+
+def test_iptables_rules_work_inside_where_allowed(world: World) -> None:
+    world.create(101, "--ipadd", A4)
+    world.ok("vzctl", "start", 101)
+    inside = world.ok("pctl", "exec", 101, "cat /proc/net/dev")
+    assert "venet0" in inside
+
+
+def test_diagnose_net_names_what_is_wrong(world: World) -> None:
+    world.create(101, "--ipadd", A4)
+    world.ok("vzctl", "start", 101)
+    assert "ok" in world.ok("pctl", "diagnose", "101", "net")
+    world.ok("pctl", "exec", 101, f"ip addr del {A4}/32 dev venet0")
+    with world.lab.on_host():
+        done = world.system.run("pctl", "diagnose", "101", "net")
+    assert done.returncode == 1
+    assert f"{A4} was removed from venet0 inside" in done.stdout
