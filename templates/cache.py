@@ -222,7 +222,20 @@ def collect(paths: Paths, *, keep_old: bool = True, test: bool = False) -> list[
     those that would be). A template being built now is left alone.
     """
     area = paths.template
+    if not area.is_dir():
+        return []
+    with lock.area(area, "trees"):
+        removed = _collect(paths, keep_old=keep_old, test=test)
+    if removed and not test:
+        Store(area).sweep(users.linked(paths))
+    return removed
+
+
+def _collect(paths: Paths, *, keep_old: bool, test: bool) -> list[str]:
+    area = paths.template
     used = set(users.trees_in_use(paths))
+    # Whose private area is not there now (a disk that is not mounted) may use any of them.
+    unknown = users.places_in_doubt(paths)
     for file in (area / "cache").glob("*.json"):
         if not keep_old and file.stem.endswith("-old"):
             if not test:
@@ -232,14 +245,12 @@ def collect(paths: Paths, *, keep_old: bool = True, test: bool = False) -> list[
             used.add(json.load(opened)["tree"])
     removed = []
     for tree in trees(area):
-        if tree in used or _being_made(area, tree):
+        if tree in used or tree.startswith(unknown) or _being_made(area, tree):
             continue
         removed.append(tree)
         if not test:
             files.remove(groups_file(area / tree))
             files.remove_tree(area / tree)
-    if removed and not test:
-        Store(area).sweep(users.linked(paths))
     return removed
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from runtime import files
 from runtime.errors import NoDiskSpace, PrivateNotCreated, VzError
 from runtime.paths import Paths
+from templates import lock, users
 from templates import postcreate as postcreate_script
-from templates import users
 from templates.catalogue import Template
+from templates.errors import NotCached
 
 #: The layout and the format of the private area, as its VERSION link names them.
 LAYOUT = "vzfs-3"
@@ -41,8 +42,14 @@ def populate(paths: Paths, ctid: int, template: Template, *, private: Path | Non
         "applications": list(cache.applications),
     }
     try:
+        users.remember(paths)
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with files.new_directory(place, mode=0o700) as fresh:
+        with (
+            lock.area(template.area, "trees", shared=True),
+            files.new_directory(place, mode=0o700) as fresh,
+        ):
+            if not template.layers()[0].is_dir():
+                raise NotCached(f"the cache of {template.name} was removed meanwhile")
             for name in ("cow", "scripts", "dump", "templates"):
                 (fresh / name).mkdir(mode=0o700)
             root = fresh / "root"
@@ -52,7 +59,6 @@ def populate(paths: Paths, ctid: int, template: Template, *, private: Path | Non
             (fresh / "templates/os.json").write_text(json.dumps(about, indent=1) + "\n")
             (fresh / "VERSION").symlink_to(LAYOUT)
             (fresh / "ve.conf").symlink_to(paths.ct_conf(ctid))
-        users.remember(paths)
     except OSError as error:
         raise _failure(f"cannot make private area {place}", error) from error
 

@@ -20,8 +20,8 @@ def area(
 ) -> Iterator[bool]:
     """Hold the lock ``what`` of the template area ``path``; the value is whether it was waited for.
 
-    Lock order: a template's name first, then "store", then "recipes". Raises Locked after
-    ``timeout_s``.
+    Lock order: a template's name, "trees" (shared by those who begin to use one), "store",
+    "recipes". Raises Locked after ``timeout_s``.
     """
     directory = path / ".lock"
     try:

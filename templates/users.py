@@ -42,7 +42,7 @@ def systems(paths: Paths) -> list[Paths]:
         other = Paths(Path(os.readlink(link)))
         if other.template.resolve() == area:
             found[other.root] = other
-        else:
+        elif not other.root.exists():
             link.unlink(missing_ok=True)
     return list(found.values())
 
@@ -74,6 +74,23 @@ def trees_in_use(paths: Paths) -> dict[str, list[Path]]:
                     if line.strip():
                         found.setdefault(line.strip(), []).append(private)
     return found
+
+
+def places_in_doubt(paths: Paths) -> tuple[str, ...]:
+    """Return the template directories that containers may use whose private areas are not there.
+
+    ``OS/VERSION/ARCH/`` each; every tree is in doubt where a container's template is unknown.
+    """
+    found: set[str] = set()
+    for system in systems(paths):
+        for record, file in registry.records(system):
+            value = file.get("VE_PRIVATE") or "/vz/private/$VEID"
+            expanded = value.replace("${VEID}", "$VEID").replace("$VEID", str(record.ctid))
+            if not (system.area(expanded) / "templates" / "layers").is_file():
+                name = (file.get("OSTEMPLATE") or "").lstrip(".")
+                parts = name.split("-")[:3]
+                found.add("".join(f"{part}/" for part in parts) if all(parts) else "")
+    return tuple(found)
 
 
 def of_template(paths: Paths, name: str) -> list[str]:

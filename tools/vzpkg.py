@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from runtime.errors import InvalidOption
+from runtime.errors import InvalidOption, NotPermitted
 from templates.errors import vzpkg_code
 from tools._command import JSON, Program, Verb, option
 from tools._command import main as run_program
@@ -176,6 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidOption as error:
         print(f"vzpkg: {error.message}", file=sys.stderr)
         return PROGRAM.usage_code
+    asking = {"--help", "-h", "help", "--version"} & set(arguments)
+    if os.geteuid() != 0 and arguments and not asking:
+        print("vzpkg: must be run as root", file=sys.stderr)
+        return vzpkg_code(NotPermitted())
     if "site" not in sys.modules:
         # A "status" is started without it, as one that only reads files; ours needs libraries.
         import site

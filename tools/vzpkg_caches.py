@@ -25,10 +25,12 @@ def chosen(context: Context, names: list[str], *, cached: bool = False) -> list[
 
 
 def create(context: Context, args: argparse.Namespace) -> None:
-    """Build caches; with -f also those that exist."""
+    """Build caches; with -f also those that exist. Without names all that are missing."""
     if args.no_output:
         context.quiet = True
     for template in chosen(context, args.templates):
+        if template.cached and not args.templates and not args.force:
+            continue
         cache.create(context.paths, template, progress=context.progress(), force=args.force)
 
 

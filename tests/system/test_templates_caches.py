@@ -295,3 +295,42 @@ def test_an_administrators_failing_script_undoes_the_create(alone: System) -> No
     (alone.paths.dists / "scripts/mine.sh").write_text("echo x >/etc/mine; exit 9\n")
     alone.fails(79, "vzctl", "create", 101, "--ostemplate", name, "--force")
     assert not alone.paths.private(101).exists() and not alone.paths.ct_conf(101).exists()
+
+
+def test_a_tree_stays_while_a_private_area_is_away(alone: System) -> None:
+    alone.create(101)
+    tree = _templates.tree(alone, BUSYBOX)
+    private = alone.paths.private(101)
+    away = alone.root / "away"
+    os.rename(private, away)
+    alone.ok("vzpkg", "remove", "cache", "busybox")
+    alone.ok("vzpkg", "clean", "-a")
+    assert tree.is_dir()
+    os.rename(away, private)
+    alone.ok("vzctl", "start", 101)
+    alone.ok("vzctl", "stop", 101, "--fast")
+    alone.ok("vzctl", "destroy", 101)
+    alone.ok("vzpkg", "clean")
+    assert not tree.exists()
+
+
+def test_only_root_may_use_it(alone: System) -> None:
+    alone.ok("vzpkg", "list")
+    done = subprocess.run(
+        ["setpriv", "--reuid", "65534", "--clear-groups", Path(__file__).parents[2] / ".venv/bin/vzpkg", "list"],
+        capture_output=True, text=True, check=False, env={"VZ_ROOT": str(alone.root), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 10 and "root" in done.stderr, done.stderr
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(alone: System) -> None:
+    area = alone.paths.template
+    area.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", area], check=True)
+    try:
+        assert "full" in alone.fails(
+            46, "vzctl", "create", 101, "--ostemplate", "busybox", "--force"
+        )
+        assert _templates.trees(alone) == []
+    finally:
+        subprocess.run(["umount", area], check=True)
