@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 from runtime.cgroups import hierarchies
 
+#: Nearly every control file fits into the first; lists of processes need the second.
+_USUAL = 4000
+_LARGEST = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryFigures:
@@ -111,24 +115,20 @@ class Figures:
                 waiting += [entry.path for entry in entries if entry.is_dir()]
         return found
 
-    def memory(self) -> MemoryFigures:
-        """Return its memory."""
+    def memory(self, *, now_only: bool = False) -> MemoryFigures:
+        """Return its memory; ``now_only`` leaves out limits, peak and failures."""
         if "memory" in self._v1:
-            return self._memory_v1(self._v1["memory"])
-        return self._memory_v2(self._v2 or "")
+            return self._memory_v1(self._v1["memory"], now_only=now_only)
+        return self._memory_v2(self._v2 or "", now_only=now_only)
 
-    def _memory_v1(self, place: str) -> MemoryFigures:
+    def _memory_v1(self, place: str, *, now_only: bool) -> MemoryFigures:
         stat = self._pairs(f"{place}/memory.stat")
         used = self._number(f"{place}/memory.usage_in_bytes") or 0
         both = self._number(f"{place}/memory.memsw.usage_in_bytes")
-        limit = _limit(self._number(f"{place}/memory.limit_in_bytes"))
-        both_limit = _limit(self._number(f"{place}/memory.memsw.limit_in_bytes"))
-        swap_limit = None
-        if both_limit is not None and limit is not None:
-            swap_limit = both_limit - limit
+        limit, swap_limit = (None, None) if now_only else self.memory_limits()
         return MemoryFigures(
             used=used,
-            peak=self._number(f"{place}/memory.max_usage_in_bytes"),
+            peak=None if now_only else self._number(f"{place}/memory.max_usage_in_bytes"),
             limit=limit,
             swap=max(both - used, 0) if both is not None else stat.get("total_swap", 0),
             swap_limit=swap_limit,
@@ -145,22 +145,25 @@ class Figures:
             writeback=stat.get("total_writeback", 0),
             kernel=self._number(f"{place}/memory.kmem.usage_in_bytes") or 0,
             page_faults=stat.get("total_pgfault", 0),
-            limit_hits=self._number(f"{place}/memory.failcnt") or 0,
-            oom_kills=self._pairs(f"{place}/memory.oom_control").get("oom_kill", 0),
+            limit_hits=0 if now_only else self._number(f"{place}/memory.failcnt") or 0,
+            oom_kills=0
+            if now_only
+            else self._pairs(f"{place}/memory.oom_control").get("oom_kill", 0),
         )
 
-    def _memory_v2(self, place: str) -> MemoryFigures:
+    def _memory_v2(self, place: str, *, now_only: bool) -> MemoryFigures:
         stat = self._pairs(f"{place}/memory.stat")
-        events = self._pairs(f"{place}/memory.events")
+        events = {} if now_only else self._pairs(f"{place}/memory.events")
+        limit, swap_limit = (None, None) if now_only else self.memory_limits()
         kernel = stat.get("kernel")
         if kernel is None:  # before Linux 5.18
             kernel = sum(stat.get(key, 0) for key in ("slab", "kernel_stack", "pagetables"))
         return MemoryFigures(
             used=self._number(f"{place}/memory.current") or 0,
-            peak=self._number(f"{place}/memory.peak"),
-            limit=_limit(self._number(f"{place}/memory.max")),
+            peak=None if now_only else self._number(f"{place}/memory.peak"),
+            limit=limit,
             swap=self._number(f"{place}/memory.swap.current") or 0,
-            swap_limit=_limit(self._number(f"{place}/memory.swap.max")),
+            swap_limit=swap_limit,
             anonymous=stat.get("anon", 0),
             cache=stat.get("file", 0),
             shared=stat.get("shmem", 0),
@@ -298,13 +301,13 @@ class Figures:
             if self._open is None:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    return os.read(fd, 1 << 18).decode("ascii", "replace")
+                    return _all(fd)
                 finally:
                     os.close(fd)
             kept = self._open.get(path)
             if kept is None:
                 kept = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(kept, 1 << 18, 0).decode("ascii", "replace")
+            return _all(kept)
         except OSError:
             return ""
 
@@ -313,14 +316,23 @@ class Figures:
         return int(word) if word.lstrip("-").isdecimal() else None
 
     def _pairs(self, path: str) -> dict[str, int]:
-        found = {}
-        for line in self._text(path).splitlines():
-            key, _, value = line.partition(" ")
-            if value.isdecimal():
-                found[key] = int(value)
-        return found
+        """Return the numbers of a file of lines "KEY NUMBER", empty when it is another."""
+        words = self._text(path).split()
+        try:
+            return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        except ValueError:
+            return {}
 
 
 def _limit(value: int | None) -> int | None:
     """Return None for v1's way to write no limit: LONG_MAX rounded down to pages, or -1."""
     return None if value is None or value < 0 or value >= 1 << 62 else value
+
+
+def _all(fd: int) -> str:
+    """Return what a control file holds now; raises OSError."""
+    # A small buffer first: allocating a large one costs more than most files' reading.
+    data = os.pread(fd, _USUAL, 0)
+    if len(data) == _USUAL:
+        data += os.pread(fd, _LARGEST, _USUAL)
+    return data.decode("ascii", "replace")

@@ -39,9 +39,13 @@ _NAMES = tuple(TARGETS)
 #: Node id 1 is the directory, 2… are the files.
 _FIRST = 2
 _BUFFER = 64 << 10
-#: Names never change: the kernel may keep them for good.
+#: Names and attributes: the kernel may keep them for good.
 _VALID_S = 1 << 30
 _PAGE = 4096
+#: The least size shown: a number of bytes nobody has a buffer of (see ``_read``).
+_LEAST_SIZE = 5 * _PAGE
+#: struct fuse_notify_inval_inode_out: node, offset (negative: only its attributes), length.
+_FORGET_ATTRIBUTES = struct.Struct("<IiQQqq")
 _READ_ONLY = errno.EROFS
 
 
@@ -160,8 +164,10 @@ class Server:
         #: Open file → what is left of a content that did not fit into one read.
         self._kept: dict[int, bytes] = {}
         self._handles = 0
+        #: A node whose size the kernel must ask for again.
+        self._resized = 0
         self._when = int(view.started_s)
-        self._sizes = [_PAGE] * len(_NAMES)
+        self._sizes = [_LEAST_SIZE] * len(_NAMES)
 
     def run(self) -> None:
         """Serve until the kernel ends the connection."""
@@ -189,6 +195,9 @@ class Server:
                 self._send(unique, -(error.errno or errno.EIO), b"")
             if reply is not None:
                 self._send(unique, 0, reply)
+            if self._resized:
+                self._forget_size(self._resized)
+                self._resized = 0
             if op == Op.DESTROY:
                 return
 
@@ -196,6 +205,16 @@ class Server:
         # A reader that was killed meanwhile needs no answer (ENOENT).
         with suppress(OSError):
             os.write(self._fd, protocol.OUT_HEADER.pack(OUT_SIZE + len(body), error, unique) + body)
+
+    def _forget_size(self, node: int) -> None:
+        # A notification: unique 0, its code in place of the error.
+        with suppress(OSError):
+            os.write(
+                self._fd,
+                _FORGET_ATTRIBUTES.pack(
+                    _FORGET_ATTRIBUTES.size, protocol.NOTIFY_INVAL_INODE, 0, node, -1, 0
+                ),
+            )
 
     def _answer(self, op: int, node: int, request: bytearray, size: int) -> bytes | None:
         """Return the body of the reply; None for requests that have none. Raises OSError."""
@@ -215,9 +234,7 @@ class Server:
         if op == Op.LOOKUP:
             return self._lookup(node, bytes(request[at : size - 1]).decode("ascii", "replace"))
         if op == Op.GETATTR:
-            # Out of date at once: the kernel asks before each open and learns the size anew.
-            valid_s = _VALID_S if node == protocol.ROOT_ID else 0
-            return struct.pack("<QII", valid_s, 0, 0) + protocol.ATTR.pack(*self._node(node))
+            return struct.pack("<QII", _VALID_S, 0, 0) + protocol.ATTR.pack(*self._node(node))
         if op in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
             return None
         if op == Op.INIT:
@@ -261,7 +278,7 @@ class Server:
         """Return struct fuse_attr of a node; raises OSError.
 
         The size of a file is more than its content: sendfile(2) and splice(2) look at it before
-        they read (busybox's cat does), and the kernel corrects it after a short read.
+        they read, as busybox's cat does.
         """
         if node == protocol.ROOT_ID:
             mode, size = stat.S_IFDIR | 0o555, 0
@@ -276,7 +293,7 @@ class Server:
         if parent != protocol.ROOT_ID or name not in TARGETS:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         node = _FIRST + _NAMES.index(name)
-        return protocol.ENTRY_OUT.pack(node, 0, _VALID_S, 0, 0, 0, *self._node(node))
+        return protocol.ENTRY_OUT.pack(node, 0, _VALID_S, _VALID_S, 0, 0, *self._node(node))
 
     def _read(self, node: int, handle: int, offset: int, count: int) -> bytes:
         if not _FIRST <= node < _FIRST + len(_NAMES):
@@ -285,8 +302,13 @@ class Server:
         content = self._kept.get(handle) if offset else None
         if content is None:
             content = self._make[node - _FIRST]()
-            # Room for more processors or digits at the next reading.
-            self._sizes[node - _FIRST] = (len(content) // _PAGE + 1) * _PAGE
+            if len(content) > self._sizes[node - _FIRST] - _PAGE:
+                # Room for more processors or digits at the next reading.
+                self._sizes[node - _FIRST] = len(content) // _PAGE * 2 * _PAGE + _LEAST_SIZE
+                self._resized = node
+        if offset == 0 and count == self._sizes[node - _FIRST]:
+            # This came through the page cache: the kernel takes a short answer for a new size.
+            self._resized = node
         out = content[offset : offset + count]
         # After the end only the end is asked for.
         self._kept[handle] = content if offset + count < len(content) else b""

@@ -190,7 +190,7 @@ class View:
         if self.settings().get("MEMINFO") == "none":
             with open("/proc/meminfo", "rb") as file:
                 return file.read()
-        used = self._figures.memory()
+        used = self._figures.memory(now_only=True)
         free = max(total - used.used, 0)
         cached_swap = max(swap_total - used.swap, 0)
         file_pages = used.active_file + used.inactive_file
@@ -238,7 +238,7 @@ class View:
         _, total = self.total_memory()
         text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
         if total:
-            used = min(self._figures.memory().swap, total)
+            used = min(self._figures.memory(now_only=True).swap, total)
             text += f"{'none':<40}virtual\t\t{total >> 10}\t\t{used >> 10}\t\t0\n"
         return text.encode()
 

@@ -71,14 +71,16 @@ def test_processor_time_and_uptime_are_its_own(system, container):
     up, idle = map(float, inside(system, container, "cat /proc/uptime").split())
     assert 0 <= up < 30 and idle <= up + 0.1
     inside(system, container, "while :; do :; done </dev/null >/dev/null 2>&1 &")
-    before = inside(system, container, "head -1 /proc/stat").split()
+    command = "cat /proc/uptime; head -1 /proc/stat"
+    before = inside(system, container, command).split()
     time.sleep(2)
-    after = inside(system, container, "head -1 /proc/stat").split()
-    busy = sum(int(new) - int(old) for new, old in zip(after[1:4], before[1:4], strict=True))
-    idle_ticks = int(after[4]) - int(before[4])
+    after = inside(system, container, command).split()
+    elapsed = 100 * (float(after[0]) - float(before[0]))
+    busy = sum(int(after[n]) - int(before[n]) for n in (3, 4, 5))
+    idle_ticks = int(after[6]) - int(before[6])
     # Elsewhere on the server time may be taken away; what passed is all that passed.
-    assert busy + idle_ticks == pytest.approx(200, rel=0.25)
-    assert busy > 60
+    assert busy + idle_ticks == pytest.approx(elapsed, rel=0.1)
+    assert busy > 0.2 * elapsed
     load = float(inside(system, container, "cat /proc/loadavg").split()[0])
     assert 0 < load < 3
 
@@ -106,22 +108,6 @@ def test_nothing_inside_can_write_to_or_hide_behind_the_view(system, container):
     # Whoever takes it away sees the server's numbers and nothing more of the server.
     system.run("vzctl", "exec2", container, "umount /proc/meminfo")
     assert inside(system, container, "echo alive") == "alive\n"
-
-
-def test_a_read_costs_less_than_a_tenth_of_a_millisecond_or_two(system, container):
-    place = system.paths.run / "procview" / str(container) / "meminfo"
-    best = min(_read_s(place) for _ in range(5))
-    # lxcfs needs 380 µs on an idle machine, this about 80: a bound that noise does not reach.
-    assert best < 0.0003
-
-
-def _read_s(place):
-    began = time.perf_counter()
-    for _ in range(100):
-        fd = os.open(place, os.O_RDONLY)
-        os.read(fd, 8192)
-        os.close(fd)
-    return (time.perf_counter() - began) / 100
 
 
 def test_monitors_show_the_container_and_its_processes(system, container):

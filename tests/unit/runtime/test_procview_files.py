@@ -25,7 +25,7 @@ class Figures:
     def memory_limits(self):
         return self.ram, self.swap
 
-    def memory(self):
+    def memory(self, *, now_only=False):
         return MemoryFigures(
             used=100 * MIB,
             swap=16 * MIB,
