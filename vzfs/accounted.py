@@ -12,7 +12,7 @@ import os
 import stat
 import time
 
-from vzfs import syscalls
+from vzfs import quotastate, syscalls
 from vzfs.accounting import Accounting
 from vzfs.control import Controlled
 from vzfs.inodes import Directory, File, Node
@@ -23,9 +23,8 @@ from vzfs.overlay import Job
 from vzfs.quotaguard import Guard
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-TRANSPORT_KERNEL = 1
-#: Requests between two looks at files which were closed long ago.
-_TICK = 4096
+#: Directories of which it is remembered which inode they are.
+_DIRECTORIES = 4096
 #: With more open charges than this, df is exact to a second only.
 _FLUSH_AT_ONCE = 256
 
@@ -34,12 +33,21 @@ class Accounted(Controlled):
     """The operations, accounted."""
 
     guard: Guard | None = None
-    _requests = 0
     _flushed_s = 0.0
+    #: The file created last, and its status: it is opened next.
+    _fresh: tuple[File, os.stat_result] | None = None
 
-    def start_accounting(self, options: Options, *, resume: bool, transport: int = 1) -> None:
+    def __init__(self, *arguments: object, **named: object) -> None:
+        super().__init__(*arguments, **named)
+        #: Private inodes of directories by node id, to find their charges without a stat.
+        self._inodes: dict[int, int] = {}
+
+    def start_accounting(self, options: Options, *, resume: bool) -> None:
         """Keep accounts in the quota file of ``options``; raises OSError, QuotaFileError."""
+        from vzfs.server import choose_transport
+
         assert options.ledger is not None
+        transport = quotastate.TRANSPORTS.index(choose_transport(options))
         books = Ledger.attach(
             options.ledger,
             area=options.upper,
@@ -50,7 +58,7 @@ class Accounted(Controlled):
         self._books = books
         self.ledger = books
         self.accounting = Accounting(books, self.stack.upper.root.fd)
-        if transport == TRANSPORT_KERNEL and options.passthrough:
+        if quotastate.TRANSPORTS[transport] == "kernel" and options.passthrough:
             self._start_guard(options)
 
     def _start_guard(self, options: Options) -> None:
@@ -105,11 +113,8 @@ class Accounted(Controlled):
     def trim(self) -> None:
         """End a request."""
         super().trim()
-        if self._books is not None and self.accounting is not None:
+        if self._books is not None:
             self._books.commit()
-            self._requests += 1
-            if not self._requests % _TICK:
-                self.accounting.tick()
 
     def statfs(self) -> os.statvfs_result:
         """Return the figures of the quota, exact, or of the disk."""
@@ -124,11 +129,18 @@ class Accounted(Controlled):
 
     def private(self, directory: Directory) -> int:
         """Return a descriptor of the private part of a directory that is about to change."""
-        if self._books is not None:
-            self._books.begin()
+        books, accounting = self._books, self.accounting
+        if books is None or accounting is None:
+            return super().private(directory)
+        books.begin()
         fd = super().private(directory)
-        if self.accounting is not None:
-            self.accounting.watch(os.fstat(fd), fd)
+        inodes = self._inodes
+        if inodes.get(directory.nid) not in accounting.charges:
+            st = os.fstat(fd)
+            accounting.watch(st, fd)
+            if len(inodes) >= _DIRECTORIES:
+                inodes.clear()
+            inodes[directory.nid] = st.st_ino
         return fd
 
     def own(self, node: Node) -> None:
@@ -203,6 +215,14 @@ class Accounted(Controlled):
         else:
             super()._gone(node, st)
 
+    def create(
+        self, parent: Directory, name: bytes, mode: int, caller: Caller
+    ) -> tuple[File, os.stat_result, int]:
+        """Create a regular file."""
+        made = super().create(parent, name, mode, caller)
+        self._fresh = made[:2]
+        return made
+
     def tmpfile(
         self, parent: Directory, mode: int, caller: Caller
     ) -> tuple[File, os.stat_result, int]:
@@ -271,7 +291,8 @@ class Accounted(Controlled):
         node.opens += 1
         if flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(node.kind):
             node.writers += 1
-            st = self.stat(node)
+            fresh, self._fresh = self._fresh, None
+            st = fresh[1] if fresh is not None and fresh[0] is node else self.stat(node)
             accounting.opened(st)
             if self.guard is not None:
                 self.guard.opening(st.st_uid, st.st_gid)

@@ -44,6 +44,8 @@ from vzfs.quotalayout import (
 _SMALL_BLOCKS = 32
 #: When the extent tree of a closed file has surely been written (vm.dirty_expire_centisecs is 30 s).
 _SETTLED_S = 60.0
+#: Closes between two looks at files which were closed long ago.
+_TICK = 256
 #: How many closed files and directories are remembered before the oldest are looked at.
 _REMEMBERED = 1024
 #: FILEID_INO32_GEN (include/linux/exportfs.h): inode number, generation.
@@ -153,6 +155,7 @@ class Accounting:
     """The charges of one served area. One thread only (a guard may read)."""
 
     __slots__ = (
+        "_closes",
         "_closing",
         "_free",
         "_handles",
@@ -174,6 +177,7 @@ class Accounting:
         #: Charges of a former server, whose writers nobody counts any more.
         self._recovered: dict[int, Charge] = {}
         self._next_look_s = 0.0
+        self._closes = 0
         self._free: list[tuple[memoryview, int]] = []
         for words, at in ledger.file.charge_places():
             if words[at]:
@@ -240,6 +244,9 @@ class Accounting:
                 self._drop(self._closing.popitem(last=False)[1])
         else:
             self.forget(charge)
+        self._closes += 1
+        if not self._closes % _TICK:
+            self.tick()
 
     def watch(self, st: os.stat_result, fd: int = -1, owner: os.stat_result | None = None) -> None:
         """An inode is about to change (``st`` is its status, ``fd`` any descriptor of it).
@@ -371,7 +378,6 @@ class Accounting:
             for charge in list(self._recovered.values()):
                 self.look(charge)
         self.ledger.place_pending()
-        self.ledger.commit()
 
     def flush(self) -> None:
         """Look at everything that may have changed unseen: the ledger is exact after this."""

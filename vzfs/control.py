@@ -57,6 +57,7 @@ class Controlled(Files):
 
     accounting: Accounting | None = None
     _books: Ledger | None = None
+    _with_control = False
 
     def lookup(self, parent: Directory, name: bytes) -> tuple[Node, os.stat_result]:
         """Return what ``name`` leads to."""
@@ -74,6 +75,10 @@ class Controlled(Files):
         ident = int(match[2] or 0)
         if ident >= 2**32 - 1:
             return None
+        if not self._with_control:
+            # Only from the first control file on does every stat ask whether it is of one.
+            self._with_control = True
+            self.stat = self._stat_any  # type: ignore[method-assign]  # see above
         made = Control(of, ident, self.root, name)
         found = self.table.nodes.get(made.nid)
         if isinstance(found, Control):
@@ -103,8 +108,7 @@ class Controlled(Files):
         shown = (mode, node.ino, 0, 1, uid, gid, 0, *seconds)
         return os.stat_result(shown, {**more, **times})
 
-    def stat(self, node: Node) -> os.stat_result:
-        """Return the attributes of the object."""
+    def _stat_any(self, node: Node) -> os.stat_result:
         return self._status(node) if isinstance(node, Control) else super().stat(node)
 
     def path(self, node: Node) -> bytes:

@@ -80,6 +80,7 @@ class Ledger:
         "ask",
         "enforced",
         "file",
+        "limited",
         "promised",
         "whole",
     )
@@ -99,6 +100,8 @@ class Ledger:
         #: Called before usage is judged: brings it up to what is really used, see ``quotaguard``.
         self.ask: Callable[[], None] | None = None
         self._limits = Limits()
+        #: Whether there is any limit on blocks.
+        self.limited = False
         #: Whether limits bind (``vzquota off`` on a served area leaves the accounting on).
         self.enforced = False
         self._area = file.area
@@ -317,14 +320,21 @@ class Ledger:
         # With a guard every write near a limit is judged where it is done.
         return self.ask is None and self.headroom(uid, gid) < NEAR_BLOCKS
 
-    @property
-    def limited(self) -> bool:
-        """Whether any limit on blocks is in force."""
-        if self._live[W_GENERATION] != self._generation:
+    def may_be_near(self, uid: int, gid: int) -> bool:
+        """Whether it takes ``headroom`` to tell that this owner is far from every limit."""
+        live = self._live
+        if live[W_GENERATION] != self._generation:
             self._reload()
-        accounts = [self.whole, *(self._users or {}).values(), *self._groups.values()]
-        return any(
-            account.block_hard < ENDLESS or account.block_soft < ENDLESS for account in accounts
+        if live[W_BLOCKS] + NEAR_BLOCKS > self.whole.block_stop:
+            return True
+        if self._users is None:
+            return False
+        user, group = self._users.get(uid), self._groups.get(gid)
+        return (
+            user is None
+            or group is None
+            or user.words[user.blocks] + NEAR_BLOCKS > user.block_stop
+            or group.words[group.blocks] + NEAR_BLOCKS > group.block_stop
         )
 
     @property
@@ -428,6 +438,7 @@ class Ledger:
             )
         else:
             whole.limit(0, 0, 0, 0, 0)
+        self.limited = min(whole.block_soft, whole.block_hard) < ENDLESS
         if self._users is None:
             return
         if not limits.ugid_on:
@@ -442,6 +453,9 @@ class Ledger:
                 self._adopt(words, at)
         for words in self._pending:
             self._adopt(words, 0)
+        owners = (*self._users.values(), *self._groups.values())
+        if any(min(owner.block_soft, owner.block_hard) < ENDLESS for owner in owners):
+            self.limited = True
 
     def _adopt(self, words: memoryview, at: int) -> Account:
         key = words[at]

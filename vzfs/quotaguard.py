@@ -114,9 +114,10 @@ class Guard:
 
     def opening(self, uid: int, gid: int) -> None:
         """A file of this owner is being opened for writing: be awake, and near if need be."""
-        if not self._books.limited:
+        books = self._books
+        if not books.limited:
             return
-        if not self.near and self._books.headroom(uid, gid) < NEAR_BLOCKS:
+        if not self.near and books.may_be_near(uid, gid) and books.headroom(uid, gid) < NEAR_BLOCKS:
             self._approach()
         if self._asleep:
             self._asleep = False
