@@ -108,7 +108,8 @@ class FuseOverlayfs(Bed):
     def mount(self) -> None:
         lower = ":".join(map(str, self.lowers))
         data = f"lowerdir={lower},upperdir={self.upper},workdir={self.work},allow_other"
-        subprocess.run(["fuse-overlayfs", "-o", data, str(self.merged)], check=True)
+        command = ["fuse-overlayfs", "-o", data, str(self.merged)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
     def unmount(self) -> None:
         calls.unmount(str(self.merged))
