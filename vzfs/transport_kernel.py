@@ -615,7 +615,7 @@ class KernelTransport:
 
     def _must_count(self, node: File) -> bool:
         ledger = self.core.ledger
-        if ledger is None:
+        if ledger is None or self.core.guard is not None:
             return False
         st = self.core.stat(node)
         return ledger.near_limit(st.st_uid, st.st_gid)
