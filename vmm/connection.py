@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from contextlib import suppress
 from types import TracebackType
@@ -79,7 +80,11 @@ class Hypervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Close; an error of libvirt's that nobody expected (it died) becomes one of ours."""
         self.close()
+        libvirt = sys.modules.get("libvirt")
+        if libvirt is not None and isinstance(error, libvirt.libvirtError):
+            raise translate(error, "libvirt") from error
 
     def choose_uri(self) -> str:
         """Return the URI to connect to, starting a libvirtd of our own if there is no other."""

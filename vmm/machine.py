@@ -35,7 +35,7 @@ from vmm import acceleration, blueprint, devices, networks, registry, snapshots,
 from vmm.agent import Agent
 from vmm.connection import Hypervisor
 from vmm.domain import Domain
-from vmm.faults import INVALID_ARGUMENT, translated
+from vmm.faults import INVALID_ARGUMENT, translate, translated
 from vmm.registry import MachineRecord
 from vmm.status import SAVED, State
 
@@ -341,8 +341,7 @@ class Machine:
         """Let a paused or suspended machine go on; raises NotRunning, RestoreFailed."""
         found = self.state()
         if found is State.PAUSED:
-            with translated(f"cannot resume machine {self.label}", instead=RestoreFailed):
-                self.raw().resume()
+            self._go_on()
         elif found is State.SUSPENDED:
             self.progress.say("Resuming the VM...")
             self._restore()
@@ -351,6 +350,18 @@ class Machine:
                 f"machine {self.label} is neither paused nor suspended (it is {found})"
             )
         self.progress.say("The VM has been successfully resumed.")
+
+    def _go_on(self) -> None:
+        import libvirt
+
+        try:
+            self.raw().resume()
+        except libvirt.libvirtError as error:
+            # A libvirtd that was killed while saving lets the machine go on when it comes back.
+            if self.state() is not State.RUNNING:
+                raise translate(
+                    error, f"cannot resume machine {self.label}", RestoreFailed
+                ) from error
 
     def _restore(self) -> None:
         path = self.record.home / SAVED
@@ -417,6 +428,28 @@ class Machine:
                 hint=f"mount its file system, or: pctl unregister {self.label}",
             )
         files.sweep_temporaries(self.record.home)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wait for what libvirt still does for a command that was killed: it finishes jobs."""
+        import libvirt
+
+        raw = self.hypervisor.find(self.record.uuid)
+        if raw is None:
+            return
+        busy = {
+            (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SAVE),
+            (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT),
+        }
+        deadline = time.monotonic() + STOP_S
+        with translated(f"machine {self.label}"):
+            while (
+                tuple(raw.state()) in busy
+                # A libvirtd that was killed has forgotten its job: the machine is merely paused.
+                and raw.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
+                and time.monotonic() < deadline
+            ):
+                time.sleep(_POLL_S)
 
 
 def undefine(raw: libvirt.virDomain) -> None:

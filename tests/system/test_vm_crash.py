@@ -1,0 +1,88 @@
+"""libvirtd or our own process killed in the middle of a verb: what the next command finds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmm.daemon import Daemon
+
+if TYPE_CHECKING:
+    from tests.system.machines import Lab
+
+pytest_plugins = ("tests.system.machines",)
+pytestmark = pytest.mark.kvm
+
+DELAYS_S = (0.12, 0.2, 0.35)
+
+
+def kill_libvirtd(lab: Lab) -> None:
+    """Kill our libvirtd at once."""
+    pid = Daemon(lab.paths).pid()
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+def works(lab: Lab) -> None:
+    """Whatever state the machine is in, it can be brought to answer, with its memory or without."""
+    deadline = time.monotonic() + 60
+    while lab.run("pctl", "exec", "demo", "true").returncode != 0:
+        state = lab.state()
+        assert state in ("running", "paused", "suspended", "stopped"), state
+        assert time.monotonic() < deadline, state
+        if state != "running":
+            # A libvirtd which comes back lets some machines go on by itself.
+            assert lab.run("pctl", "start", "demo").returncode in (0, 32)
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize("verb", ["suspend", "snapshot", "stop"])
+def test_a_verb_whose_libvirtd_is_killed_leaves_a_machine_that_works(
+    running: Lab, verb: str
+) -> None:
+    process = running.popen("pctl", verb, "demo", stdout=-1, stderr=-1)
+    time.sleep(0.25)
+    kill_libvirtd(running)
+    _out, error = process.communicate(timeout=150)
+    assert b"Traceback" not in error
+    works(running)
+    names = [path.name for path in running.home.iterdir() if path.name.startswith(".tmp")]
+    assert names == []
+
+
+@pytest.mark.parametrize("verb", ["suspend", "snapshot"])
+def test_a_killed_verb_leaves_a_machine_that_works(running: Lab, verb: str) -> None:
+    for delay_s in DELAYS_S:
+        if running.state() == "suspended":
+            running.vm("resume", "demo")
+        process = running.popen("pctl", verb, "demo", stdout=-1, stderr=-1)
+        time.sleep(delay_s)
+        process.kill()
+        process.communicate()
+    works(running)
+
+
+def test_a_delete_that_was_killed_is_finished_by_the_next_command(stopped: Lab) -> None:
+    from runtime import journal
+
+    uuid = str(stopped.facts()["uuid"])
+    # As the verb leaves it when killed between its record and its first act.
+    journal.record(stopped.paths, uuid, "delete", home=str(stopped.home))
+    assert "has been deleted" in stopped.fails(14, "pctl", "start", "demo")
+    assert not stopped.home.exists()
+    assert stopped.fails(14, "pctl", "status", "demo")
+
+
+def test_a_missing_bundle_is_told_and_can_be_forgotten(stopped: Lab) -> None:
+    stopped.home.rename(stopped.homes / "hidden")
+    assert "bundle" in stopped.fails(14, "pctl", "start", "demo")
+    (stopped.homes / "hidden").rename(stopped.home)
+    stopped.vm("start", "demo")
+    stopped.vm("stop", "demo", "--kill")
+    stopped.home.rename(stopped.homes / "hidden.pvm")
+    stopped.vm("unregister", "demo")
+    assert stopped.fails(14, "pctl", "status", "demo")
