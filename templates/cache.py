@@ -31,7 +31,7 @@ from templates.errors import (
     NotCached,
     ProgramFailed,
 )
-from templates.store import Store
+from templates.store import Store, shared_store
 
 #: Makes the tree of a template in an empty directory.
 Builder = Callable[[Paths, Template, Path, Progress], None]
@@ -227,8 +227,23 @@ def collect(paths: Paths, *, keep_old: bool = True, test: bool = False) -> list[
     with lock.area(area, "trees"):
         removed = _collect(paths, keep_old=keep_old, test=test)
     if removed and not test:
-        Store(area).sweep(users.linked(paths))
+        sweep_stores(paths)
     return removed
+
+
+def sweep_stores(paths: Paths, *, test: bool = False) -> tuple[int, int]:
+    """Remove stored files that no tree, package or magic link needs; return how many, and bytes.
+
+    Nothing is removed while a private area is away: its links are not known then.
+    """
+    if users.places_in_doubt(paths):
+        return 0, 0
+    keep = users.linked(paths)
+    removed = freed = 0
+    for store in (Store(paths.template), shared_store(paths.template)):
+        count, size = store.sweep(keep, test=test)
+        removed, freed = removed + count, freed + size
+    return removed, freed
 
 
 def _collect(paths: Paths, *, keep_old: bool, test: bool) -> list[str]:

@@ -23,7 +23,7 @@ from runtime.progress import Progress, Silent
 from templates import inspection, lock, users
 from templates.catalogue import Template
 from templates.errors import BrokenLink, ProgramFailed
-from templates.store import Store, key_of
+from templates.store import Store, key_of, shared_store
 
 #: A link of more than 59 bytes takes a block itself: smaller files gain nothing.
 LEAST_BYTES = 8192
@@ -46,13 +46,6 @@ class Candidate:
     path: str
     status: os.stat_result
     key: str
-
-
-def shared_store(area: Path) -> Store:
-    """Return where files of several containers lie which no template holds."""
-    store = Store(area)
-    store.path = area / "vc"
-    return store
 
 
 def candidates(root: Path, *, sizes: frozenset[int] | None = None) -> Iterator[Candidate]:

@@ -219,7 +219,7 @@ class Store:
                 with os.scandir(shelf) as entries:
                     lonely = [e for e in entries if e.stat(follow_symlinks=False).st_nlink == 1]
                 for entry in lonely:
-                    if f"store/{shelf.name}/{entry.name}" in keep:
+                    if f"{self.path.name}/{shelf.name}/{entry.name}" in keep:
                         continue
                     freed += entry.stat(follow_symlinks=False).st_size
                     removed += 1
@@ -235,6 +235,13 @@ class Store:
             # An entry's name no longer tells whether it was a Python source.
             if named not in (key_of(path, status), key_of(path, status, dated=True)):
                 yield entry
+
+
+def shared_store(area: Path) -> Store:
+    """Return where files of several containers lie which no template holds (vzcache)."""
+    store = Store(area)
+    store.path = area / "vc"
+    return store
 
 
 def _same_outside(one: os.stat_result, other: os.stat_result) -> bool:

@@ -14,7 +14,6 @@ from templates import cache, catalogue, lock, names, users
 from templates.catalogue import Template
 from templates.errors import BaseHasSets, CacheExists, HasApplications, TemplateInUse
 from templates.names import DEFAULT_SET, Name
-from templates.store import Store
 
 
 @dataclass(slots=True)
@@ -88,7 +87,7 @@ def remove(paths: Paths, template: Template, *, force: bool = False) -> None:
         for parent in (template.place.parent, template.place.parent.parent):
             with suppress(OSError):
                 parent.rmdir()
-        Store(area).sweep(users.linked(paths))
+        cache.sweep_stores(paths)
 
 
 def _own_sets(area: Path, parts: Name) -> set[str]:
@@ -155,7 +154,7 @@ def clean(
         if not test:
             for directory in directories:
                 files.remove_tree(directory)
-        report.files, freed = Store(area).sweep(users.linked(paths), test=test)
+        report.files, freed = cache.sweep_stores(paths, test=test)
         report.bytes += freed
     return report
 
@@ -163,6 +162,8 @@ def clean(
 def _stale_packages(paths: Paths) -> list[Path]:
     """Return package directories whose version no tree has, and no magic link leads to."""
     area = paths.template
+    if users.places_in_doubt(paths):
+        return []
     linked = users.linked_packages(paths)
     wanted: dict[str, set[str]] = {}
     for tree in cache.trees(area):

@@ -89,6 +89,11 @@ def test_files_of_two_containers_are_kept_once_and_seen_unchanged(pair: System) 
     assert [sums(pair, ctid) for ctid in (101, 102)] == before
     pair.ok("vzpkg", "clean")
     assert [sums(pair, ctid) for ctid in (101, 102)] == before
+    for ctid in (101, 102):
+        pair.ok("vzctl", "destroy", ctid)
+    assert list(pair.paths.template.glob("vc/??/*")) != []
+    pair.ok("vzpkg", "clean")
+    assert list(pair.paths.template.glob("vc/??/*")) == []
 
 
 def test_writing_to_a_shared_file_changes_one_container_only(pair: System) -> None:
