@@ -36,6 +36,7 @@ class Usage:
         self.figures = Figures(paths.tag, ctid)
         self._memory: MemoryFigures | None = None
         self._tasks: TaskFigures | None = None
+        self._sockets: dict[str, int] | None = None
 
     @property
     def memory(self) -> MemoryFigures:
@@ -50,6 +51,13 @@ class Usage:
         if self._tasks is None:
             self._tasks = self.figures.tasks()
         return self._tasks
+
+    @property
+    def sockets(self) -> dict[str, int]:
+        """Its sockets in use by kind (TCP, UDP, RAW, UNIX …), counted once."""
+        if self._sockets is None:
+            self._sockets = _sockstat(self.init_pid())
+        return self._sockets
 
     def held(self, resource: str) -> Held:
         """Return what it holds of ``resource`` (a beancounter, diskspace or diskinodes)."""
@@ -151,9 +159,8 @@ def _locks(usage: Usage) -> Held:
     )
 
 
-def _sockstat(usage: Usage) -> dict[str, int]:
-    """Return sockets in use by kind, of the network namespace of its init."""
-    pid = usage.init_pid()
+def _sockstat(pid: int | None) -> dict[str, int]:
+    """Return sockets in use by kind, of the network namespace of process ``pid``."""
     found: dict[str, int] = {}
     for name in ("sockstat", "sockstat6"):
         for line in _lines(f"/proc/{pid}/net/{name}"):
@@ -167,11 +174,11 @@ def _sockstat(usage: Usage) -> dict[str, int]:
 
 
 def _tcp_sockets(usage: Usage) -> Held:
-    return Held(_sockstat(usage).get("TCP", 0))
+    return Held(usage.sockets.get("TCP", 0))
 
 
 def _other_sockets(usage: Usage) -> Held:
-    found = _sockstat(usage)
+    found = usage.sockets
     return Held(sum(found.get(kind, 0) for kind in ("UDP", "UDPLITE", "RAW", "UNIX")))
 
 

@@ -19,7 +19,7 @@ from tools._rates import Thresholds
 #: Most containers that can be watched together (vzstat(8)).
 _MOST = 20
 #: How long a single report looks, in seconds.
-_ONCE_S = 0.5
+_ONCE_S = 0.3
 
 
 def _run(context: Context, args: argparse.Namespace) -> int:
