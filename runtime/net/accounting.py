@@ -9,7 +9,7 @@ stack hands it over: a segment that the card would cut into many counts its head
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +114,11 @@ def _family(family: str, table: Table, restore: Counters) -> str:
 
 def present(nft: Nft) -> bool:
     """Whether the tables are in place."""
-    tables = nft.tables()
+    return is_in(nft.tables())
+
+
+def is_in(tables: Set[tuple[str, str]]) -> bool:
+    """Whether the tables are among those there are."""
     return all((family, _T) in tables for family in _FAMILIES)
 
 

@@ -8,7 +8,7 @@ the bridge learns where an address is; a port without a chain may send nothing a
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -121,13 +121,9 @@ def remove_port_script(ifname: str) -> str:
     )
 
 
-def ensure(nft: Nft) -> bool:
-    """Make the tables where they are missing; returns whether they were. Raises NftFailed."""
-    present = nft.tables()
-    if ("inet", _T) in present and ("bridge", _T) in present:
-        return False
-    nft.run(host_script())
-    return True
+def present(tables: Set[tuple[str, str]]) -> bool:
+    """Whether both tables are among those there are."""
+    return ("inet", _T) in tables and ("bridge", _T) in tables
 
 
 def ports(nft: Nft) -> set[str]:

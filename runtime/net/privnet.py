@@ -166,11 +166,6 @@ def apply(nft: Nft, networks: Sequence[PrivateNetwork]) -> None:
     nft.run(script(networks))
 
 
-def present(nft: Nft) -> bool:
-    """Whether any rules are in place."""
-    return ("inet", TABLE_PRIVATE) in nft.tables()
-
-
 def of_address(
     networks: Sequence[PrivateNetwork], address: ipaddress.IPv4Address | ipaddress.IPv6Address
 ) -> PrivateNetwork | None:

@@ -52,10 +52,9 @@ def uplinks(host: Links, config: Mapping[str, str]) -> tuple[Uplink, ...]:
     indexes = [index for name in wanted if (index := host.index(name)) is not None]
     if not indexes:
         indexes = host.default_devices()
-    links = {link.index: link for link in host.all()} if indexes else {}
     found = []
     for index in dict.fromkeys(indexes):
-        link = links.get(index)
+        link = host.by_index(index)
         if link is not None and link.group not in (names.GROUP_ROUTED, names.GROUP_BRIDGED):
             found.append(Uplink(index, link.name, link.hardware == 1))
     return tuple(found)

@@ -125,16 +125,18 @@ class Server:
 
         Cheap when they are: one listing of nftables' tables. Call it with the lock held.
         """
-        if guard.ensure(self.nft):
+        tables = self.nft.tables()
+        if not guard.present(tables):
+            self.nft.run(guard.host_script())
             self._restore_ports()
-        if self.accounts and not accounting.present(self.nft):
+        if self.accounts and not accounting.is_in(tables):
             accounting.load(self.nft, self.paths, classes.read(self.paths))
-        if not privnet.present(self.nft):
+        if ("inet", names.TABLE_PRIVATE) not in tables:
             defined = privnet.load_all(self.paths)
             if defined:
                 privnet.apply(self.nft, defined)
         routed.prepare_host(self.uplinks)
-        if self.shapes and not shaping.is_on(self.nft):
+        if self.shapes and ("inet", names.TABLE_SHAPING) not in tables:
             self.shape()
 
     def _restore_ports(self) -> None:
