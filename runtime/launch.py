@@ -104,12 +104,14 @@ def _close(fds: Iterable[int]) -> None:
 def _tree(plan: Plan, userns: int) -> int:
     """Return the container's own detached view of the mount: ids shifted, setuid bits alive."""
     fd = mounts.clone(str(plan.target))
+    # Where the kernel cannot shift ids on such a mount, the file server does.
+    idmap = 0 if plan.options.first_id else syscalls.MOUNT_ATTR_IDMAP
     try:
         syscalls.mount_setattr(
             fd,
-            add=syscalls.MOUNT_ATTR_IDMAP | syscalls.MOUNT_ATTR_NODEV,
+            add=idmap | syscalls.MOUNT_ATTR_NODEV,
             clear=syscalls.MOUNT_ATTR_NOSUID,
-            userns_fd=userns,
+            userns_fd=userns if idmap else 0,
         )
     except OSError as error:
         os.close(fd)

@@ -73,5 +73,20 @@ def options(paths: Paths, ctid: int, config: Config) -> Options:
         template_area=area,
         magic_links=parse_switches(config.get("CAPABILITY")).get("sys_rawio", False),
         ledger=ledger,
+        first_id=_first_id(paths, ctid, config),
         fsname=f"vzfs:{ctid}",
     )
+
+
+def _first_id(paths: Paths, ctid: int, config: Config) -> int:
+    """Return by how much the file server must shift ids: 0 where mounts can be idmapped.
+
+    VZFS_IDS=server asks for it anywhere.
+    """
+    from vzfs import server
+
+    if config.get("VZFS_IDS") != "server" and server.probe().idmap:
+        return 0
+    from runtime import idmap
+
+    return idmap.claim(paths, ctid).first

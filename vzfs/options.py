@@ -29,6 +29,8 @@ class Options:
     magic_links: bool = False
     #: File the disk quota is kept in; None means no quota.
     ledger: Path | None = None
+    #: Host id of the container's id 0, where the kernel cannot shift ids itself; 0: ids as on disk.
+    first_id: int = 0
     #: Shown as the source of the mount.
     fsname: str = "vzfs"
     #: How long the kernel may trust names and attributes, in seconds.

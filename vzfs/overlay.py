@@ -23,6 +23,7 @@ from vzfs.inodes import Directory, File, Node, NodeTable
 from vzfs.layers import Found, Place, Stack
 from vzfs.links import Groups
 from vzfs.magic import PREFIX, MagicLinks
+from vzfs.shift import Shift
 
 if TYPE_CHECKING:
     from vzfs.options import Options
@@ -97,6 +98,8 @@ class Overlay:
         self.stack = stack
         self.options = options
         self.ledger: Ledger | None = None
+        #: Translates ids where the kernel does not.
+        self.shift = Shift(options.first_id) if options.first_id else None
         #: What a transport does to let two backing files of one inode coexist: without
         #: passthrough nothing is needed and nodes never split.
         self.passthrough = False
@@ -224,7 +227,7 @@ class Overlay:
     ) -> File:
         if isinstance(node, File):
             if node.twin is not None:
-                node = self._heal(node)
+                node = self._heal(node, st)
             node.parent = parent
             node.name = name
             if up is not None:
@@ -240,7 +243,7 @@ class Overlay:
         self.table.add(file)
         return file
 
-    def _heal(self, node: File) -> File:
+    def _heal(self, node: File, st: os.stat_result) -> File:
         """Return the node which stands for the name of a split one."""
         twin = node.twin
         assert twin is not None
@@ -249,8 +252,9 @@ class Overlay:
         if not node.opens:
             node.twin = None
             return node
-        fresh = self.table.split(node, 0, 0)
-        fresh.links = twin.links
+        # The kernel dropped the twin (it asks twice after ESTALE) while readers stay.
+        fresh = self.table.split(node, 0, st.st_ino)
+        fresh.links, fresh.flags, fresh.escaped = twin.links, twin.flags, twin.escaped
         return fresh
 
     def _marked(
@@ -442,8 +446,8 @@ class Overlay:
             ctime % NANO,
             mode,
             links,
-            st.st_uid,
-            st.st_gid,
+            st.st_uid if self.shift is None else self.shift.outward(st.st_uid),
+            st.st_gid if self.shift is None else self.shift.outward(st.st_gid),
             rdev & 0xFFFFFFFF,
             4096,
             0,

@@ -348,9 +348,11 @@ class KernelTransport:
             )
         )
 
-    @staticmethod
-    def _caller(view: memoryview, umask: int) -> Caller:
+    def _caller(self, view: memoryview, umask: int) -> Caller:
         uid, gid, pid = protocol.IN_CALLER.unpack_from(view, 24)
+        shift = self.core.shift
+        if shift is not None:
+            uid, gid = shift.inward(uid), shift.inward(gid)
         return Caller(uid, gid, umask, pid)
 
     @staticmethod
@@ -492,6 +494,9 @@ class KernelTransport:
         valid, _, _, length, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = (
             fields
         )
+        shift = self.core.shift
+        if shift is not None:
+            uid, gid = shift.inward(uid), shift.inward(gid)
         change = Change(
             valid, mode, uid, gid, length, atime * NANO + atime_ns, mtime * NANO + mtime_ns
         )
@@ -558,17 +563,24 @@ class KernelTransport:
         end = rest.index(b"\0")
         value = rest[end + 1 : end + 1 + length]
         kill = bool(extra & protocol.SETXATTR_ACL_KILL_SGID)
+        if self.core.shift is not None:
+            value = self.core.shift.value_inward(rest[:end], value)
         self.core.setxattr(self.core.node(nid), rest[:end], value, flags, kill)
         self._ok(unique, nid, view, size)
 
     def _getxattr(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         (room, _) = protocol.GETXATTR_IN.unpack_from(view, _IN)
-        value = self.core.getxattr(self.core.node(nid), bytes(view[_IN + 8 : size - 1]))
+        name = bytes(view[_IN + 8 : size - 1])
+        value = self.core.getxattr(self.core.node(nid), name)
+        if self.core.shift is not None:
+            value = self.core.shift.value_outward(name, value)
         self._xattr(unique, room, value)
 
     def _listxattr(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         (room, _) = protocol.GETXATTR_IN.unpack_from(view, _IN)
-        names = self.core.listxattr(self.core.node(nid), self._caller(view, 0))
+        # Unshifted: the root of a container is not the host's.
+        uid, gid, pid = protocol.IN_CALLER.unpack_from(view, 24)
+        names = self.core.listxattr(self.core.node(nid), Caller(uid, gid, 0, pid))
         self._xattr(unique, room, names)
 
     def _xattr(self, unique: int, room: int, value: bytes) -> None:

@@ -214,9 +214,12 @@ class Handlers(pyfuse3.Operations):
         node.lookups += 1
         return entry
 
-    @staticmethod
-    def _caller(ctx: pyfuse3.RequestContext) -> Caller:
-        return Caller(ctx.uid & 0xFFFFFFFF, ctx.gid & 0xFFFFFFFF, ctx.umask, ctx.pid)
+    def _caller(self, ctx: pyfuse3.RequestContext, *, shifted: bool = True) -> Caller:
+        uid, gid = ctx.uid & 0xFFFFFFFF, ctx.gid & 0xFFFFFFFF
+        shift = self.core.shift
+        if shift is not None and shifted:
+            uid, gid = shift.inward(uid), shift.inward(gid)
+        return Caller(uid, gid, ctx.umask, ctx.pid)
 
     # names
 
@@ -333,11 +336,14 @@ class Handlers(pyfuse3.Operations):
         ):
             if wanted:
                 valid |= bit
+        uid, gid = attr.st_uid, attr.st_gid
+        if self.core.shift is not None:
+            uid, gid = self.core.shift.inward(uid), self.core.shift.inward(gid)
         change = Change(
             valid,
             attr.st_mode,
-            attr.st_uid,
-            attr.st_gid,
+            uid,
+            gid,
             attr.st_size,
             attr.st_atime_ns,
             attr.st_mtime_ns,
@@ -360,18 +366,23 @@ class Handlers(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         """Return an extended attribute."""
-        return await self._do(lambda: self.core.getxattr(self.core.node(inode), name))
+        value = await self._do(lambda: self.core.getxattr(self.core.node(inode), name))
+        shift = self.core.shift
+        return value if shift is None else shift.value_outward(name, value)
 
     async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
         """Return the names of the extended attributes."""
         names = await self._do(
-            lambda: self.core.listxattr(self.core.node(inode), self._caller(ctx))
+            # Unshifted: the root of a container is not the host's.
+            lambda: self.core.listxattr(self.core.node(inode), self._caller(ctx, shifted=False))
         )
         return names.split(b"\0")[:-1]
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
         """Set an extended attribute (pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE)."""
         caller = self._caller(ctx)
+        if self.core.shift is not None:
+            value = self.core.shift.value_inward(name, value)
 
         def apply() -> None:
             node = self.core.node(inode)
