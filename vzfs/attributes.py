@@ -28,8 +28,6 @@ _CAP_FSETID = 4
 NOBODY = 0xFFFFFFFF
 _GET_FLAGS = (syscalls.FS_IOC_GETFLAGS, 0x80046601)
 _SET_FLAGS = (syscalls.FS_IOC_SETFLAGS, 0x40046602)
-#: The user may change these; others (extents, inline data…) stay as the file system set them.
-_SETTABLE = 0x00FF | 0x00010000 | 0x00020000 | 0x20000000
 
 
 class Change(NamedTuple):
@@ -286,8 +284,7 @@ class Attributes(Reading):
         self._own_for_flags(node)
         fd = self._open_any(node)
         try:
-            kept = syscalls.get_flags(fd) & ~_SETTABLE
-            syscalls.set_flags(fd, kept | wanted & _SETTABLE)
+            syscalls.set_flags(fd, wanted)
             self._flags_changed(node, fd)
         finally:
             os.close(fd)
