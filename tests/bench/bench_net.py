@@ -18,9 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-TOP = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TOP))
-sys.path.insert(0, str(TOP / "tests/system"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "system"))
 
 from netlab import HOST4, REMOTE4, Lab, Place, lab, ping, pour_tcp, rate_mbit, sink_tcp
 
