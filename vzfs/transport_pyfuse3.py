@@ -57,7 +57,12 @@ _WRITES = 1 << 63
 def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None]) -> None:
     """Serve a /dev/fuse descriptor until it is unmounted; ``flags`` are 0 on a fresh mount."""
     if not flags:
-        flags = _answer_init(fd)
+        try:
+            flags = _answer_init(fd)
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                return  # unmounted before anybody used it
+            raise
         on_init(flags)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     placeholder = theirs.detach()  # libfuse closes it in the end
