@@ -116,16 +116,17 @@ class Apt:
         self._changed = not self._list.exists() or self._list.read_text() != text
         if self._changed:
             self._list.write_text(text)
-        # Instead of this server's own apt.conf.
-        self._config = self.place / "etc/apt.conf"
-        self._config.touch()
         (self.place / "etc/preferences").touch()
+        # These come after this server's own settings, which say how packages are reached (proxies).
         settings = {
             "Dir::State": str(self.place),
             "Dir::State::Lists": str(self.place / "lists"),
             "Dir::State::Status": str(status),
             "Dir::Cache": str(self.place / "cache"),
             "Dir::Cache::Archives": str(self.archives),
+            # Some servers are set up to keep no caches, and would parse all lists each time.
+            "Dir::Cache::srcpkgcache": "srcpkgcache.bin",
+            "Dir::Cache::pkgcache": "",
             "Dir::Etc": str(self.place / "etc"),
             "Dir::Etc::SourceList": str(self._list),
             "Dir::Etc::SourceParts": "parts",
@@ -236,7 +237,6 @@ class Apt:
                 env={
                     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                     "LC_ALL": "C.UTF-8",
-                    "APT_CONFIG": str(self._config),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
