@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vmm.snapshots import Snapshot
 
 _PREFIX = "setting_"
+#: Keys of a container's sample and the settings of a machine they mean.
+_SAMPLE_KEYS = {"CPUS": "cpus", "CPUUNITS": "cpuunits", "CPULIMIT": "cpulimit",
+                "CPUMASK": "cpumask", "IOPRIO": "ioprio", "IOPSLIMIT": "iopslimit"}  # fmt: skip
 
 
 def set_(context: Context, args: argparse.Namespace) -> None:
@@ -33,6 +36,8 @@ def set_(context: Context, args: argparse.Namespace) -> None:
     }
     if args.vnc_nopasswd:
         given["vnc-passwd"] = ""
+    if args.applyconfig:
+        given = {**_sample(context, args.applyconfig), **given}
     devices = (args.device_add, args.device_set, args.device_del, args.device_connect,
                args.device_disconnect)  # fmt: skip
     if not given and not any(devices) and not args.name:
@@ -62,6 +67,32 @@ def set_(context: Context, args: argparse.Namespace) -> None:
         if args.name:
             renaming.rename(machine, args.name)
         machine.progress.say("The VM has been successfully configured.")
+
+
+def _sample(context: Context, name: str) -> dict[str, str]:
+    """Return the settings of a container sample that mean something to a machine.
+
+    Raises SampleMissing.
+    """
+    from runtime import units
+    from runtime.config import ConfigFile
+    from runtime.errors import SampleMissing
+
+    path = context.paths.sample(name)
+    if "/" in name or not path.is_file():
+        raise SampleMissing(f"there is no sample {name!r}", hint=f"samples are {path.parent}/ve-*")
+    file = ConfigFile.read(path)
+    found = {
+        option_name: value
+        for key, option_name in _SAMPLE_KEYS.items()
+        if (value := file.get(key)) and value != "unlimited"
+    }
+    pages = units.pair(file.get("PHYSPAGES") or "unlimited").limit
+    if pages < units.UNLIMITED_32:
+        found["memsize"] = f"{units.bytes_of_pages(pages)}B"
+    if file.get("IOLIMIT"):
+        found["iolimit"] = f"{file.get('IOLIMIT')}B"
+    return found
 
 
 def _wish(args: argparse.Namespace) -> Wish:
@@ -270,6 +301,7 @@ _SNAPSHOT = option("-i", "--id", help="the snapshot", metavar="UUID", required=T
 _NAME = option("-n", "--name", help="name", metavar="NAME")
 _DEVICE_OPTIONS: tuple[Option, ...] = (
     option("--name", help="rename the machine", metavar="NAME"),
+    option("--applyconfig", help="take the resources of a sample", metavar="SAMPLE"),
     option("--crypted", help="--userpasswd gives a hash", action="store_true"),
     option("--vnc-nopasswd", help="remote display without a password", action="store_true"),
     option("--save", help="accepted: settings of machines are always stored", action="store_true"),

@@ -208,12 +208,15 @@ class Machine:
         if found is State.SUSPENDED:
             self.resume()
             return
+        from vmm import usb
+
         self._check_unmounted("start")
         self.progress.say("Starting the VM...")
         raw = self._prepare()
         with self._network():
             with translated(f"cannot start machine {self.label}"):
                 raw.createWithFlags(0)
+        usb.plug_in(self)
         self.progress.say("The VM has been successfully started.")
 
     def _prepare(self) -> libvirt.virDomain:

@@ -1,8 +1,9 @@
 """USB devices of the server in machines: assigned by what and where they are.
 
 A device is called ``PORT|VENDOR|PRODUCT|SPEED|KM|SERIAL`` as in the product ('2-1.4.3|0a5c|3503|
-full|KM|Empty'). Assigned devices are plugged in at once, and at each start: libvirt looks for them
-then and starts without those that are absent (startupPolicy optional).
+full|KM|Empty'). Assigned devices are noted in the machine's settings; those present are plugged in at
+once and after each start. The description never names them: libvirt would refuse to start a machine on
+a server without USB.
 """
 
 from __future__ import annotations
@@ -119,12 +120,25 @@ def assign(machine: Machine, ident: str) -> None:
             f"machine {machine.label} has no USB controller",
             hint=f"pctl set {machine.label} --device-add usb",
         )
-    element = _element(device)
-    change.domain.devices.append(element)
     change.domain.set_setting("usb", "\n".join([*_assigned(change.domain), ident]))
     if device.ident in [found.ident for found in present()]:
-        change.attach(element)
+        change.attach(_element(device))
     change.apply()
+
+
+def plug_in(machine: Machine) -> None:
+    """Give a machine that was just started its devices; one that cannot be given is told."""
+    import libvirt
+
+    wanted = _assigned(machine.read_domain())
+    for device in present() if wanted else ():
+        if device.ident in wanted:
+            try:
+                machine.raw().attachDeviceFlags(
+                    text(_element(device)), libvirt.VIR_DOMAIN_AFFECT_LIVE
+                )
+            except libvirt.libvirtError as error:
+                machine.progress.warn(f"USB device {device.ident}: {error.get_error_message()}")
 
 
 def release(machine: Machine, ident: str) -> None:
@@ -133,9 +147,6 @@ def release(machine: Machine, ident: str) -> None:
 
     device = parse(ident)
     change = Change(machine)
-    for element in change.domain.devices.findall("hostdev"):
-        if _is(element, device):
-            change.domain.devices.remove(element)
     left = [word for word in _assigned(change.domain) if word != ident]
     change.domain.set_setting("usb", "\n".join(left) or None)
     if change.running:
@@ -157,7 +168,6 @@ def _element(device: UsbDevice) -> Element:
         E.source(
             E.vendor(id=f"0x{device.vendor}"),
             E.product(id=f"0x{device.product}"),
-            startupPolicy="optional",
         ),
         mode="subsystem",
         type="usb",
