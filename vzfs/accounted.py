@@ -93,6 +93,8 @@ class Accounted(Controlled):
             # The same mount, by a descriptor which stays.
             guard.mount = b"/proc/self/fd/%d/." % stack.upper.root.fd
             self.guard = guard
+            for number in self.accounting.open_recovered():
+                guard.follow(number)
         except OSError:
             # Linux before 6.14, or a file system that does not ask: near a limit, files opened
             # for writing are written through the server instead.

@@ -112,8 +112,8 @@ class Handles:
             return syscalls.name_to_handle(fd, b"")
         return None
 
-    def stat(self, words: memoryview, at: int) -> os.stat_result | None:
-        """Return the status of the inode of a recorded charge; None when it is gone."""
+    def open(self, words: memoryview, at: int) -> int:
+        """Return an O_PATH descriptor of the inode of a recorded charge; raises OSError."""
         flags = words[at + C_FLAGS]
         length = flags >> 8 & 0xFF
         if length:
@@ -123,12 +123,20 @@ class Handles:
             handle = _numbered(words[at + C_INODE])
         else:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return syscalls.open_by_handle(self._fd, handle, os.O_PATH)
+
+    def stat(self, words: memoryview, at: int) -> os.stat_result | None:
+        """Return the status of the inode of a recorded charge; None when it is gone."""
         try:
-            found = self._stat(handle)
+            fd = self.open(words, at)
         except OSError as error:
             if error.errno in (errno.ESTALE, errno.ENOENT):
                 return None
             raise
+        try:
+            found = os.fstat(fd)
+        finally:
+            os.close(fd)
         return found if found.st_ino == words[at + C_INODE] else None
 
     def _stat(self, handle: syscalls.Handle) -> os.stat_result:
@@ -196,6 +204,7 @@ class Accounting:
         self.charges[charge.inode] = charge
         if words[at + C_FLAGS] & (C_ORPHAN | C_OPEN):
             self._recovered[charge.inode] = charge
+            charge.writers = 1 if words[at + C_FLAGS] & C_OPEN else 0
         else:
             charge.closed_s = time.monotonic()
             self._closing[charge.inode] = charge
@@ -230,9 +239,9 @@ class Accounting:
         if charge.writers > 1:
             charge.writers -= 1
             return
-        charge.writers = 0
         if inode in self._recovered:
-            return
+            return  # how many have it open from before nobody knows
+        charge.writers = 0
         if charge.words is not None:
             charge.words[charge.at + C_FLAGS] &= ~C_OPEN
         if charge.orphan:
@@ -356,6 +365,18 @@ class Accounting:
         if charge is not None and charge.orphan:
             self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
             self.forget(charge)
+
+    def open_recovered(self) -> Iterator[int]:
+        """Yield an O_PATH descriptor, for the moment, of each file a former server let be written."""
+        for charge in list(self._recovered.values()):
+            if charge.words is None or not charge.writers:
+                continue
+            with suppress(OSError):
+                fd = self._handles.open(charge.words, charge.at)
+                try:
+                    yield fd
+                finally:
+                    os.close(fd)
 
     def settle(self, charge: Charge, blocks: int) -> None:
         """Charge what the inode has grown (or shrunk) by since it was last looked at."""

@@ -119,6 +119,16 @@ class Guard:
             return
         if not self.near and books.may_be_near(uid, gid) and books.headroom(uid, gid) < NEAR_BLOCKS:
             self._approach()
+        self.awake()
+
+    def follow(self, fd: int) -> None:
+        """Watch a file which was opened through the mount of a former server; raises OSError."""
+        path = b"/proc/self/fd/%d" % fd
+        syscalls.fanotify_mark(self._group, syscalls.FAN_MARK_ADD, syscalls.FAN_PRE_ACCESS, path)
+        self.awake()
+
+    def awake(self) -> None:
+        """Have the thread look at the writers."""
         if self._asleep:
             self._asleep = False
             if self._thread is None:

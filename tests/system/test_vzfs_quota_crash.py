@@ -112,6 +112,32 @@ def test_the_limit_holds_after_a_restart(bed: QuotaBed) -> None:
     assert bed.used_kib() <= 20_000
 
 
+def test_the_limit_binds_who_opened_a_file_under_a_server_that_died(bed: QuotaBed) -> None:
+    top = bed.mount(block_soft=20_000, block_hard=20_000)
+    script = (
+        "import os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
+        "os.write(fd, b'x' * 4096)\n"
+        "os.write(1, b'o'); sys.stdin.read(1)\n"
+        "try:\n"
+        "    while True: os.write(fd, b'x' * 65536)\n"
+        "except OSError as error: print(error.errno)\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-I", "-c", script, top / "f"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert writer.stdin is not None and writer.stdout is not None
+    assert writer.stdout.read(1) == b"o"
+    bed.kill()
+    bed.serve(resume=True)
+    out, _ = writer.communicate(b"g", timeout=60)
+    assert int(out) == errno.EDQUOT
+    assert bed.settled() == (0, 0)
+    assert bed.used_kib() <= 20_000
+
+
 def test_a_clean_stop_leaves_a_clean_file_and_no_scan_at_the_next_start(bed: QuotaBed) -> None:
     top = bed.mount(block_soft=20_000, block_hard=20_000)
     (top / "f").write_bytes(b"x" * 1_000_000)
