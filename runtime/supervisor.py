@@ -16,6 +16,8 @@ next command undoes what it did.
 from __future__ import annotations
 
 import errno
+import gc
+import importlib
 import os
 import select
 import signal
@@ -54,19 +56,22 @@ from runtime.errors import (
 from runtime.log import Log
 from runtime.plan import Plan, reread
 from runtime.reports import CallerGone, Reporter
+from runtime.settings_resources import online_cpus
 from runtime.state import Phase, Process, RunState
 from vzfs import server as vzfs_server
 
 #: A file server or an init that ends more often than this is not started again.
 _RESTARTS = 5
 _WITHIN_S = 30.0
-_CHANNEL_TIMEOUT_S = 120.0
 
 
 def preload() -> None:
     """Load and work out what forks need: nothing is imported or compiled after the fork."""
     vzfs_server.preload()
     seccomp.program()
+    # Their regular expressions are compiled at the first use: here once, not in every child.
+    online_cpus()
+    resources.cpu_mhz()
 
 
 def start(plan: Plan, *, run: bool, report_fd: int, close_fds: tuple[int, ...]) -> int:
@@ -76,6 +81,8 @@ def start(plan: Plan, *, run: bool, report_fd: int, close_fds: tuple[int, ...]) 
     OSError.
     """
     preload()
+    if plan.wants_network:
+        importlib.import_module("runtime.net.attach")
     group = Cgroup(plan.paths.tag, None)
     group.create()
     entrance = group.entrance()
@@ -176,6 +183,8 @@ class Supervisor:
 
     def _settle(self) -> None:
         """Become independent of the command this was forked from."""
+        # A collection would visit, and so copy, every page shared with the command.
+        gc.freeze()
         syscalls.set_name(f"vz-{self.plan.ctid}")
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
@@ -296,6 +305,10 @@ class Supervisor:
     # process 1
 
     def _start_init(self, plan: Plan) -> None:
+        # First, so that its server comes up while control groups are made.
+        self.view_source = procview.Source.starting(plan.paths, plan.ctid)
+        namespaces.new_time_for_children()
+        self._show_view(plan)
         self.cgroup.kill()
         ids = idmap.claim(plan.paths, plan.ctid)
         self.cgroup.create(ids.first)
@@ -305,9 +318,6 @@ class Supervisor:
             self._await_mount()
         resources.share_server(plan.paths.tag, plan.ctid, self.server)
         chosen = launch.choose_init(plan)
-        self.view_source = procview.Source.starting(plan.paths, plan.ctid)
-        namespaces.new_time_for_children()
-        self._show_view(plan)
         child = launch.fork(plan, self.cgroup, chosen)
         self.init = pid = child.pid
         files = procview.bindings(plan.paths, plan.ctid).values() if self.view else ()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from runtime import mounts, syscalls
 from runtime.errors import UmountFailed
+from runtime.net import names
 from runtime.state import Process
 
 if TYPE_CHECKING:
@@ -91,8 +92,6 @@ def wait_for_end(process: Process, timeout_s: float) -> bool:
 
 def network(paths: Paths, ctid: int, config: Config) -> None:
     """Take down what the container had of the host's network."""
-    from runtime.net import names
-
     configured = any(config.get(key, "").strip() for key in ("IP_ADDRESS", "NETIF", "NETDEV"))
     # Addresses given to the running container may never have been saved.
     configured = configured or names.mark(paths, ctid).exists()
