@@ -48,11 +48,54 @@ def _parser() -> argparse.ArgumentParser:
     mount.add_argument(
         "--timeout", type=float, default=3600.0, help="seconds names are cached", metavar="S"
     )
+    mount.add_argument(
+        "--quota", type=Path, help="keep a disk quota in this file (made if needed)", metavar="FILE"
+    )
+    mount.add_argument(
+        "--space", type=_limits, help="soft and hard limit of space in KiB", metavar="S[:H]"
+    )
+    mount.add_argument(
+        "--inodes", type=_limits, help="soft and hard limit of inodes", metavar="S[:H]"
+    )
+    mount.add_argument(
+        "--grace", type=int, help="seconds above the soft limits (a week)", metavar="N"
+    )
+    mount.add_argument(
+        "--owners", type=int, help="how many users and groups are accounted", metavar="N"
+    )
     mount.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     umount = verbs.add_parser("umount", help="unmount")
     umount.add_argument("target", type=Path, metavar="DIR")
     verbs.add_parser("probe", help="say what this kernel offers")
     return parser
+
+
+def _limits(text: str) -> tuple[int, int]:
+    """Return the soft and the hard limit of S[:H]; raises ValueError."""
+    soft, _, hard = text.partition(":")
+    found = int(soft), int(hard or soft)
+    if not 0 <= found[0] <= found[1]:
+        raise ValueError(text)
+    return found
+
+
+def _prepare_quota(args: argparse.Namespace, options: Options) -> None:
+    """Make the quota file, or bring it up to the options; raises QuotaError."""
+    from vzfs import quota
+
+    space, inodes = args.space or (None, None), args.inodes or (None, None)
+    fresh = not args.quota.exists()
+    grace = 604800 if args.grace is None and fresh else args.grace
+    changes = quota.Changes(
+        *space,
+        *inodes,
+        block_expire=grace,
+        inode_expire=grace,
+        sub_quotas=None if args.owners is None else int(args.owners > 0),
+        ugid_limit=args.owners,
+    )
+    index = options.work_area / "index"
+    quota.prepare(args.quota.absolute(), options.upper, changes, index=index)
 
 
 def _mount(args: argparse.Namespace) -> int:
@@ -68,10 +111,19 @@ def _mount(args: argparse.Namespace) -> int:
         magic_links=args.magic_links,
         sync_copies=not args.no_sync_copies,
         timeout_s=args.timeout,
+        ledger=args.quota.absolute() if args.quota else None,
     )
     for path in (*options.lower, options.upper, args.mount):
         if not path.is_dir():
             print(f"vzfs: {path}: not a directory", file=sys.stderr)
+            return 2
+    if args.quota:
+        from vzfs.quotaerror import QuotaError
+
+        try:
+            _prepare_quota(args, options)
+        except QuotaError as error:
+            print(f"vzfs: {error.message}", file=sys.stderr)
             return 2
     fd = server.open_device()
     server.mount(fd, options, args.mount)
