@@ -39,7 +39,7 @@ def choose_init(plan: Plan) -> init.Init:
 
 def fork(plan: Plan, cgroup: Cgroup, chosen: init.Init) -> Child:
     """Fork the first process into its namespaces and control group; raises OSError."""
-    filter_ = seccomp.program()
+    filter_ = seccomp.program(netfilter=plan.config.get("NETFILTER") != "disabled")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     entrance = cgroup.entrance()
     try:

@@ -32,6 +32,11 @@ _EPERM = tuple(
 _TIOCSTI = 0x5412
 _TIOCLINUX = 0x541C
 
+#: linux/netlink.h; linux/netfilter_ipv4/ip_tables.h: REPLACE, ADD_COUNTERS and one to come.
+_AF_NETLINK, _NETLINK_NETFILTER = 16, 12
+_IPPROTO_IP, _IPPROTO_IPV6 = 0, 41
+_IPT_SO_SET_REPLACE = 64
+
 # seccomp.h
 _ACT_ALLOW = 0x7FFF0000
 _CMP_MASKED_EQ = 7
@@ -57,10 +62,11 @@ def _refuse(number: int) -> int:
 
 
 @functools.cache
-def program() -> bytes:
+def program(*, netfilter: bool = True) -> bytes:
     """Return the filter as BPF instructions for ``syscalls.load_seccomp``.
 
-    Raises NoKernelSupport when libseccomp is missing.
+    Without ``netfilter`` there is no way to its rules: neither its netlink family nor the socket
+    options of the old iptables. Raises NoKernelSupport when libseccomp is missing.
     """
     try:
         library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
@@ -111,9 +117,27 @@ def program() -> bytes:
                 ),
                 "ioctl",
             )
+        if not netfilter:
+            _refuse_netfilter(library, context)
         return _exported(library, context)
     finally:
         library.seccomp_release(context)
+
+
+def _refuse_netfilter(library: ctypes.CDLL, context: int) -> None:
+    """Refuse socket(AF_NETLINK, any, NETLINK_NETFILTER) and setsockopt of iptables' options."""
+    word = 0xFFFFFFFF
+    refused = [("socket", (0, _AF_NETLINK), (2, _NETLINK_NETFILTER))]
+    for level in (_IPPROTO_IP, _IPPROTO_IPV6):
+        refused += [("setsockopt", (1, level), (2, _IPT_SO_SET_REPLACE + n)) for n in range(3)]
+    for name, one, two in refused:
+        compares = (_Compare * 2)(
+            *(_Compare(place, _CMP_MASKED_EQ, word, value) for place, value in (one, two))
+        )
+        number = library.seccomp_syscall_resolve_name(name.encode())
+        _check(
+            library.seccomp_rule_add_array(context, _refuse(errno.EPERM), number, 2, compares), name
+        )
 
 
 def _exported(library: ctypes.CDLL, context: int) -> bytes:

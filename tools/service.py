@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtime import unixsocket
+from runtime.net import keeper
 from runtime.paths import Paths
 from tools.client import MAGIC, connect
 
@@ -102,7 +103,7 @@ def serve(paths: Paths, *, idle_s: float = IDLE_S) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener = unixsocket.listen(path)
     try:
-        _accept_loop(listener, path, code, idle_s)
+        _accept_loop(listener, paths, code, idle_s)
     finally:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
@@ -121,11 +122,21 @@ def preload() -> None:
     gc.disable()
 
 
-def _accept_loop(listener: socket.socket, path: Path, code: tuple[int, int], idle_s: float) -> None:
+def _accept_loop(
+    listener: socket.socket, paths: Paths, code: tuple[int, int], idle_s: float
+) -> None:
+    path = paths.socket("service")
     inode = path.stat().st_ino
     quiet_since = time.monotonic()
+    kept = quiet_since
     listener.settimeout(_CHECK_S)
     while time.monotonic() - quiet_since < idle_s:
+        if time.monotonic() - kept >= keeper.EVERY_S and keeper.needed(paths):
+            # Traffic counters are saved as long as containers have a network.
+            kept = quiet_since = time.monotonic()
+            if os.fork() == 0:
+                listener.close()
+                keeper.act(paths)
         try:
             connection, _ = listener.accept()
         except TimeoutError:
