@@ -87,8 +87,10 @@ def _prepare_quota(args: argparse.Namespace, options: Options) -> None:
     fresh = not args.quota.exists()
     grace = 604800 if args.grace is None and fresh else args.grace
     changes = quota.Changes(
-        *space,
-        *inodes,
+        block_soft=space[0],
+        block_hard=space[1],
+        inode_soft=inodes[0],
+        inode_hard=inodes[1],
         block_expire=grace,
         inode_expire=grace,
         sub_quotas=None if args.owners is None else int(args.owners > 0),
