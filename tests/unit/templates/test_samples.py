@@ -75,3 +75,12 @@ def test_a_missing_script_is_told(tmp_path: Path, line: str) -> None:
     (paths.dists / "x.conf").write_text(line)
     with pytest.raises(dists.NoDistributionScript):
         dists.script(paths, {"DISTRIBUTION": "x"}, Action.SET_USERPASS)
+
+
+@pytest.mark.parametrize("table", sorted(dists.SHIPPED.glob("*.conf")), ids=lambda path: path.name)
+def test_every_script_a_table_names_is_there(table: Path) -> None:
+    named = ConfigFile.read(table).items()
+    assert set(named) <= {str(action) for action in Action}
+    assert [
+        name for name in named.values() if not (dists.SHIPPED / "scripts" / name).is_file()
+    ] == []
