@@ -129,6 +129,7 @@ class Cgroup:
         ``ctid`` None means the group of supervisors. Nothing is made.
         """
         self._hosts = hierarchies()
+        self.tag = tag
         self._top = f"pyvz{tag}"
         self._name = f"{self._top}/{ctid if ctid is not None else 'supervisors'}"
         self._is_container = ctid is not None
