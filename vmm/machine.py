@@ -438,7 +438,9 @@ class Machine:
         import libvirt
 
         raw = self.hypervisor.find(self.record.uuid)
-        if raw is None:
+        if raw is None or not raw.isActive():
+            # It may have ended by itself, with nobody there to take its adapters down.
+            networks.detach(self.paths, self.record.uuid)
             return
         busy = {
             (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SAVE),
