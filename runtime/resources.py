@@ -26,7 +26,7 @@ from runtime.settings_resources import (
     online_cpus,
     parse_cpulist,
 )
-from runtime.units import UNLIMITED, human
+from runtime.units import PAGE, UNLIMITED, human
 
 if TYPE_CHECKING:
     from runtime.config import Config
@@ -170,6 +170,32 @@ def processors(config: Mapping[str, str], ctid: int) -> frozenset[int] | None:
 def apply_cpu(ct: Container, before: Config, after: Config) -> None:
     """Let a running container follow its CPU settings."""
     _cgroup(ct).set(cpu_limits(after, ct.ctid))
+    balance(ct.paths.tag)
+
+
+def balance(tag: str) -> None:
+    """Give all containers together the weight of their sum against the server's own processes.
+
+    Without that a hundred containers would weigh as much as one process beside their common group
+    (cpu.shares, cpu.weight). Where nothing can be weighed, nothing is done.
+    """
+    hosts = hierarchies()
+    for mount, name, most in (
+        (hosts.v1.get("cpu"), "cpu.shares", 1 << 18),
+        (hosts.v2 if "cpu" in hosts.v2_controllers else None, "cpu.weight", 10_000),
+    ):
+        if mount is None:
+            continue
+        top = f"{mount}/pyvz{tag}"
+        total = 0
+        with suppress(OSError, ValueError):
+            for child in os.listdir(top):
+                if child.isdecimal():
+                    with suppress(FileNotFoundError):
+                        total += int(cgroups_v1.read(f"{top}/{child}", name))
+            if total:
+                cgroups_v1.write(top, name, str(min(total, most)))
+        return
 
 
 # memory
@@ -204,6 +230,11 @@ def apply_memory(ct: Container, before: Config, after: Config) -> None:
     # Page cache can be dropped; what is anonymous, shared or the kernel's has to go somewhere.
     needed = used.anonymous + used.shared + used.swap + used.kernel
     assert new.memory_bytes is not None and new.swap_bytes is not None
+    server_bytes = os.sysconf("SC_PHYS_PAGES") * PAGE
+    if UNLIMITED > new.memory_bytes > server_bytes:
+        ct.progress.warn(
+            f"RAM of {human(new.memory_bytes)} is more than the {human(server_bytes)} of this server"
+        )
     room = min(new.memory_bytes + new.swap_bytes, UNLIMITED)
     if needed > room:
         raise ResourcesFailed(

@@ -313,6 +313,7 @@ class Supervisor:
         ids = idmap.claim(plan.paths, plan.ctid)
         self.cgroup.create(ids.first)
         resources.apply_start(self.cgroup, plan.config, plan.private, self._warn)
+        resources.balance(plan.paths.tag)
         self.cgroup.set(Limits(devices=plan.access.rules))
         if self.state.server is None:
             self._await_mount()
