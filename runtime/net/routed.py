@@ -90,14 +90,16 @@ def apply(host: Links, netns_fd: int, net: ContainerNet, ups: Sequence[Uplink]) 
     """Make venet0 of a container as ``net`` says; raises SystemFailure, OSError."""
     index = _pair(host, netns_fd, net)
     wanted = {_host_route(ip): ip for ip in net.ips}
-    for destination, _oif in host.routes(index):
+    present = {destination for destination, _oif in host.routes(index)}
+    for destination in present:
         if destination not in wanted:
             address = destination.partition("/")[0]
             host.delete_route(destination, index)
             for up in ups:
                 host.delete_proxy(address, up.index)
     for destination, ip in wanted.items():
-        host.set_route(destination, index)
+        if destination not in present:
+            host.set_route(destination, index)
         for up in ups:
             if up.ethernet:
                 host.set_proxy(str(ip.address), up.index)
@@ -143,11 +145,14 @@ def configure_guest(netns_fd: int, net: ContainerNet) -> None:
         set_sysctl(f"ipv6/conf/{names.VENET}/addr_gen_mode", "1", missing_ok=True)
         guest.flags(index, IFF_UP | IFF_NOARP, IFF_MULTICAST)
         wanted = {(str(ip.address), net.guest_prefix(ip)) for ip in net.ips}
-        for address, prefix in guest.addresses(index) - wanted - {(_PLACEHOLDER, 32)}:
+        present = guest.addresses(index)
+        for address, prefix in present - wanted - {(_PLACEHOLDER, 32)}:
             guest.delete_address(index, address, prefix)
-        guest.add_address(index, _PLACEHOLDER, 32, scope=SCOPE_HOST)
-        for ip in net.ips:
-            guest.add_address(index, str(ip.address), net.guest_prefix(ip))
+        if (_PLACEHOLDER, 32) not in present:
+            guest.add_address(index, _PLACEHOLDER, 32, scope=SCOPE_HOST)
+        for ip in net.ips:  # in their order: the first is the source of what the guest sends
+            if (str(ip.address), net.guest_prefix(ip)) not in present:
+                guest.add_address(index, str(ip.address), net.guest_prefix(ip))
         for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
             own = [ip for ip in net.ips if ip.version == version]
             if own and _has_family(version):
