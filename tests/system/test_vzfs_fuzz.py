@@ -1,6 +1,6 @@
 """Random sequences of operations give the same results and trees on vzfs and kernel overlayfs.
 
-`PYVZ_FUZZ_SECONDS` sets how long each transport is tried (default 25 s), `PYVZ_FUZZ_SEED` repeats
+`PYVZ_FUZZ_SECONDS` sets how long each transport is tried (default 18 s), `PYVZ_FUZZ_SEED` repeats
 a run; the seed is part of every failure. A failing sequence is shrunk to the shortest that fails.
 """
 
@@ -22,7 +22,7 @@ from posixcases.trees import Entry, difference, snapshot, without_links
 
 pytestmark = pytest.mark.root
 
-SECONDS = float(os.environ.get("PYVZ_FUZZ_SECONDS", "25"))
+SECONDS = float(os.environ.get("PYVZ_FUZZ_SECONDS", "18"))
 SEED = int(os.environ.get("PYVZ_FUZZ_SEED", "0")) or secrets.randbelow(10**9) + 1
 REMOUNT = Move("remount")
 

@@ -61,13 +61,14 @@ def resident(pid: int) -> int:
 
 
 def test_a_flood_of_files_leaves_the_server_small(subject: beds.Vzfs) -> None:
-    for folder in range(10):
+    folders = 10 if subject.transport == "kernel" else 3
+    for folder in range(folders):
         home = subject.merged / f"flood{folder}"
         home.mkdir()
         for number in range(1500):
             os.mknod(home / f"f{number}", stat.S_IFREG | 0o644)
         assert len(os.listdir(home)) == 1500
-    for folder in range(10):
+    for folder in range(folders):
         shutil.rmtree(subject.merged / f"flood{folder}")
 
 

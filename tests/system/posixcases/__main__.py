@@ -42,7 +42,7 @@ def main() -> int:
     checks = sum(r.checks for r in results)
     print(
         f"{options.bed} {options.layer}: {len(results)} cases, {checks} checks: "
-        f"{tally['pass']} passed, {tally['fail']} failed, {tally['skip']} skipped "
+        f"{tally['pass']} passed, {tally['fail']} failed, {tally['skip']} skipped, {tally['limit']} documented limits "
         f"in {time.monotonic() - started:.1f} s"
     )
     return 1 if tally["fail"] else 0
