@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime import files, locks
 from runtime.errors import DevicesFailed
 from runtime.paths import Paths
-from vmm import creation, devices, images, registry, snapshots
+from vmm import creation, devices, images, macs, registry, snapshots
 from vmm.domain import Domain, drop, parse
 from vmm.machine import Machine, undefine
 from vmm.registry import MachineRecord
@@ -133,7 +133,7 @@ def _moved(text: str, old: Path, new: Path) -> str | None:
 def renew(domain: Domain) -> None:
     """Give a copy its own hardware addresses, and drop what belongs to the original."""
     for adapter in devices.adapters(domain):
-        adapter.mac = devices.new_mac()
+        adapter.mac = macs.new()
         drop(adapter.element, "target")
     drop(domain.root, "genid")
 

@@ -14,7 +14,7 @@ from runtime.errors import BadConfig, ImageConvertFailed, InvalidOption
 from runtime.paths import Paths
 from runtime.progress import Progress
 from runtime.registry import printable
-from vmm import blueprint, creation, devices, images, memory, networks, registry, systems
+from vmm import blueprint, creation, devices, images, memory, networks, positions, registry, systems
 from vmm.connection import Hypervisor
 from vmm.domain import Element, parse
 from vmm.machine import Machine
@@ -66,7 +66,7 @@ def convert(
                 _take(image, bundle / target, progress)
                 disk = devices.Disk.new(
                     home / target, plain=False, bus=bus,
-                    position=devices.free_position(domain, bus),
+                    position=positions.free_position(domain, bus),
                 )  # fmt: skip
                 disk.name = f"hdd{number}"
                 domain.devices.append(disk.element)

@@ -14,7 +14,7 @@ from runtime import files, journal, locks
 from runtime.errors import DirectoryFailed, NoDiskSpace, PrivateExists
 from runtime.paths import Paths
 from runtime.progress import Progress
-from vmm import blueprint, devices, goldenguest, images, networks, registry
+from vmm import blueprint, devices, goldenguest, images, networks, positions, registry
 from vmm.connection import Hypervisor
 from vmm.domain import Domain
 from vmm.machine import Machine
@@ -77,7 +77,7 @@ def create(paths: Paths, order: Order, hypervisor: Hypervisor, progress: Progres
 
 def _add_cdrom(domain: Domain, system: System) -> None:
     bus = "sata" if system.disk_bus == "sata" else "ide"
-    drive = devices.Cdrom.new("", bus=bus, position=devices.free_position(domain, bus))
+    drive = devices.Cdrom.new("", bus=bus, position=positions.free_position(domain, bus))
     drive.name = "cdrom0"
     domain.devices.append(drive.element)
 

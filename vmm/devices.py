@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import ClassVar
 
 from lxml.builder import E
 
-from runtime.errors import DevicesFailed, InvalidValue
+from runtime.errors import DevicesFailed
 from vmm.domain import Domain, Element, child, drop
 
 _ALIAS = "ua-"
@@ -486,52 +485,6 @@ def free_name(names: list[str], kind: str) -> str:
         if f"{kind}{number}" not in names:
             return f"{kind}{number}"
     raise DevicesFailed(f"a machine has at most {MOST[kind]} devices of this kind: {kind}")
-
-
-def free_position(domain: Domain, bus: str) -> int:
-    """Return the first free position of an interface; raises DevicesFailed when it is full."""
-    taken = _positions(domain, bus)
-    for position in range(BUSES[bus][2]):
-        if position not in taken:
-            return position
-    raise DevicesFailed(
-        f"all {BUSES[bus][2]} positions of {bus} are in use", hint="choose another --iface"
-    )
-
-
-def check_position(domain: Domain, bus: str, position: int) -> int:
-    """Return ``position`` if a disk can be put there; raises InvalidValue, DevicesFailed."""
-    most = BUSES[bus][2]
-    if not 0 <= position < most:
-        raise InvalidValue(f"{bus} has the positions 0 to {most - 1}: {position}")
-    holder = _positions(domain, bus).get(position)
-    if holder is not None:
-        raise DevicesFailed(f"position {position} of {bus} is used by {holder}")
-    return position
-
-
-def _positions(domain: Domain, bus: str) -> dict[int, str]:
-    return {
-        device.position: device.name
-        for device in all_of(domain)
-        if isinstance(device, Disk) and device.bus == bus
-    }
-
-
-def new_mac() -> str:
-    """Return a fresh hardware address in the range of the product (00:1C:42, Parallels)."""
-    tail = secrets.token_bytes(3)
-    return "00:1c:42:" + ":".join(f"{byte:02x}" for byte in tail)
-
-
-def check_mac(text: str) -> str:
-    """Return a hardware address as libvirt writes it; raises InvalidValue."""
-    digits = re.sub(r"[:.-]", "", text).lower()
-    if not re.fullmatch(r"[0-9a-f]{12}", digits):
-        raise InvalidValue(f"not a hardware address: {text!r}", hint="write 00:1C:42:xx:xx:xx")
-    if int(digits[:2], 16) & 1 or digits == "0" * 12:
-        raise InvalidValue(f"not the address of one adapter: {text!r}")
-    return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
 
 
 def _letters(position: int, bus: str) -> str:

@@ -17,7 +17,17 @@ from runtime.errors import (
     VethFailed,
 )
 from runtime.paths import Paths
-from vmm import devices, guestsettings, images, networks, registration, settings, snapshots
+from vmm import (
+    devices,
+    guestsettings,
+    images,
+    macs,
+    networks,
+    positions,
+    registration,
+    settings,
+    snapshots,
+)
 from vmm.change import Change
 from vmm.devices import Adapter, Cdrom, Device, Disk, Floppy
 from vmm.domain import Domain, drop, text
@@ -114,9 +124,9 @@ def _new_disk(change: Change, wish: Wish) -> Disk:
     if bus not in ("ide", "scsi", "sata", "virtio", "usb"):
         raise InvalidOption(f"no such disk interface: {bus!r}", hint="ide, scsi, sata or virtio")
     position = (
-        devices.free_position(domain, bus)
+        positions.free_position(domain, bus)
         if wish.position is None
-        else devices.check_position(domain, bus, wish.position)
+        else positions.check_position(domain, bus, wish.position)
     )
     if wish.device is not None:
         return Disk.new(_block_device(wish.device), plain=True, bus=bus, position=position)
@@ -188,15 +198,15 @@ def _new_cdrom(change: Change, wish: Wish) -> Cdrom:
     if bus not in ("ide", "scsi", "sata", "usb"):
         raise InvalidOption(f"no such drive interface: {bus!r}", hint="ide, scsi or sata")
     position = (
-        devices.free_position(change.domain, bus)
+        positions.free_position(change.domain, bus)
         if wish.position is None
-        else devices.check_position(change.domain, bus, wish.position)
+        else positions.check_position(change.domain, bus, wish.position)
     )
     return Cdrom.new(_medium(wish), bus=bus, position=position)
 
 
 def _new_floppy(change: Change, wish: Wish) -> Floppy:
-    return Floppy.new(_medium(wish), position=devices.free_position(change.domain, "fdc"))
+    return Floppy.new(_medium(wish), position=positions.free_position(change.domain, "fdc"))
 
 
 def _uses(change: Change, bus: str) -> bool:
@@ -228,7 +238,7 @@ def _check_card(card: str) -> str:
 
 
 def _check_mac(change: Change, text: str, *, but: str) -> str:
-    mac = devices.check_mac(text)
+    mac = macs.check(text)
     for adapter in devices.adapters(change.domain):
         if adapter.mac.lower() == mac and adapter.name != but:
             raise VethFailed(f"{adapter.name} has the address {mac} already")
@@ -336,9 +346,9 @@ def _configure_disk(change: Change, disk: Disk, wish: Wish) -> None:
             raise InvalidOption(f"no such disk interface: {bus!r}")
         change.domain.devices.remove(disk.element)
         position = (
-            devices.free_position(change.domain, bus)
+            positions.free_position(change.domain, bus)
             if wish.position is None
-            else devices.check_position(change.domain, bus, wish.position)
+            else positions.check_position(change.domain, bus, wish.position)
         )
         change.domain.devices.append(disk.element)
         disk.place(bus, position)
@@ -371,9 +381,7 @@ def _configure_adapter(change: Change, adapter: Adapter, wish: Wish) -> None:
             # The same tap in another bridge: the guest sees nothing of it.
             _make_tap(change, adapter)
     if wish.mac is not None:
-        adapter.mac = (
-            devices.new_mac() if wish.mac == "auto" else _check_mac(change, wish.mac, but=name)
-        )
+        adapter.mac = macs.new() if wish.mac == "auto" else _check_mac(change, wish.mac, but=name)
         live = False
     if wish.card is not None:
         adapter.card = _check_card(wish.card)

@@ -20,7 +20,7 @@ from runtime.net import networks as virtual
 from runtime.net import taps
 from runtime.net.taps import Tap
 from runtime.paths import Paths
-from vmm import devices
+from vmm import devices, macs
 from vmm.devices import Adapter
 from vmm.domain import Domain, drop
 
@@ -47,7 +47,7 @@ def default(paths: Paths) -> str:
 
 def adapter(paths: Paths, network: str, *, card: str = "virtio", mac: str | None = None) -> Adapter:
     """Return a new adapter of a network; raises VethFailed."""
-    made = Adapter.new("shared", mac=mac or devices.new_mac(), card=card)
+    made = Adapter.new("shared", mac=mac or macs.new(), card=card)
     move(paths, made, network)
     return made
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import DevicesFailed, InvalidValue
-from vmm import blueprint, devices
+from vmm import blueprint, devices, macs, positions
 from vmm.acceleration import Acceleration
 from vmm.domain import Domain
 from vmm.systems import SYSTEMS
@@ -56,19 +56,19 @@ def test_targets_of_all_interfaces_differ(domain: Domain) -> None:
 def test_a_used_position_is_refused_and_named(domain: Domain) -> None:
     add(domain, "ide", 1)
     with pytest.raises(DevicesFailed, match="position 1 of ide is used by hdd0"):
-        devices.check_position(domain, "ide", 1)
-    assert devices.check_position(domain, "ide", 2) == 2
+        positions.check_position(domain, "ide", 1)
+    assert positions.check_position(domain, "ide", 2) == 2
     for bad in (-1, 4):
         with pytest.raises(InvalidValue):
-            devices.check_position(domain, "ide", bad)
+            positions.check_position(domain, "ide", bad)
 
 
 def test_a_full_interface_is_refused(domain: Domain) -> None:
     for position in range(4):
         add(domain, "ide", position)
     with pytest.raises(DevicesFailed, match="all 4 positions of ide"):
-        devices.free_position(domain, "ide")
-    assert devices.free_position(domain, "scsi") == 0
+        positions.free_position(domain, "ide")
+    assert positions.free_position(domain, "scsi") == 0
 
 
 def test_there_are_at_most_sixteen_adapters(domain: Domain) -> None:
@@ -90,9 +90,9 @@ def test_hardware_addresses_come_back_as_they_are_written(raw: bytes) -> None:
     spelled = "-".join(text[i : i + 2] for i in range(0, 12, 2))
     if raw[0] & 1 or raw == bytes(6):
         with pytest.raises(InvalidValue):
-            devices.check_mac(spelled)
+            macs.check(spelled)
     else:
-        assert devices.check_mac(spelled).replace(":", "") == raw.hex()
+        assert macs.check(spelled).replace(":", "") == raw.hex()
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_hardware_addresses_come_back_as_they_are_written(raw: bytes) -> None:
 )
 def test_what_is_no_hardware_address_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue):
-        devices.check_mac(text)
+        macs.check(text)
 
 
 def test_new_hardware_addresses_are_valid_and_differ() -> None:
-    made = {devices.new_mac() for _ in range(50)}
+    made = {macs.new() for _ in range(50)}
     assert len(made) == 50
-    assert all(devices.check_mac(mac) == mac for mac in made)
+    assert all(macs.check(mac) == mac for mac in made)
 
 
 def test_an_adapter_joins_another_network_without_losing_itself() -> None:
