@@ -181,7 +181,7 @@ def test_the_dhcp_server_ends_with_its_network(world: Lab) -> None:
 
 
 def test_psrvctl_net_defines_lists_and_removes(world: Lab) -> None:
-    call = ("tests.system.psrvctl_net_main", "net")
+    call = ("tools.psrvctl", "net")
     command(world, *call, "add", "office", "-t", "host-only", "--ip", "10.5.0.1/24",
             "--ip-scope-start", "10.5.0.10", "--ip-scope-end", "10.5.0.20")  # fmt: skip
     assert "DHCP server: running, 10.5.0.10 – 10.5.0.20" in command(world, *call, "info", "office")
