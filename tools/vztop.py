@@ -117,11 +117,14 @@ class _Top:
         ]
 
     def _table(self, found: list[Row]) -> list[Line]:
-        ctid_head = f"{'CTID':>10} " if self.with_ctid else ""
+        """Return headings and rows; narrow enough for 80 columns to show what runs."""
+        wide = max((len(str(row.process.ctid)) for row in found), default=4)
+        wide = max(wide, len("CTID"))
+        left = f"{'CTID':>{wide}} " if self.with_ctid else ""
         out = [
             Line(
-                f"{ctid_head}{'PID':>7} {'USER':<9} {'PR':>3} {'NI':>3} {'VIRT':>8} {'RES':>8} "
-                f"{'SHR':>8} S {'%CPU':>5} {'%MEM':>5} {'TIME+':>9} COMMAND",
+                f"{left}{'PID':>7} {'USER':<8} {'PR':>3} {'NI':>3} {'VIRT':>7} {'RES':>7} S "
+                f"{'%CPU':>5} {'%MEM':>4} {'TIME+':>8} COMMAND",
                 head=True,
             )
         ]
@@ -130,14 +133,14 @@ class _Top:
             process = row.process
             clock = f"{int(process.cpu_s // 60)}:{process.cpu_s % 60:05.2f}"
             priority = "rt" if process.priority < -99 else str(process.priority)
-            ctid = f"{process.ctid:>10} " if self.with_ctid else ""
+            left = f"{process.ctid:>{wide}} " if self.with_ctid else ""
             command = process.command if self.whole_commands else process.name
             out.append(
                 Line(
-                    f"{ctid}{process.pid:>7} {user(process.uid)[:9]:<9} {priority:>3} "
-                    f"{process.nice:>3} {_size(process.virtual):>8} {_size(process.resident):>8} "
-                    f"{_size(process.shared):>8} {process.state} {row.cpu_percent:>5.1f} "
-                    f"{100 * process.resident / total:>5.1f} {clock:>9} {command}"
+                    f"{left}{process.pid:>7} {user(process.uid)[:8]:<8} {priority:>3} "
+                    f"{process.nice:>3} {_size(process.virtual):>7} {_size(process.resident):>7} "
+                    f"{process.state} {row.cpu_percent:>5.1f} "
+                    f"{100 * process.resident / total:>4.1f} {clock:>8} {command}"
                 )
             )
         return out
@@ -180,7 +183,7 @@ def _ticks() -> list[int]:
 def _size(size_bytes: int) -> str:
     """Return KiB as top does, in larger units where that would be too wide."""
     kib = size_bytes // 1024
-    if kib < 10_000_000:
+    if kib < 1_000_000:
         return str(kib)
     return f"{kib / (1 << 20):.1f}g" if kib < 1 << 30 else f"{kib / (1 << 30):.1f}t"
 
