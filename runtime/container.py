@@ -231,12 +231,22 @@ class Container:
         report_r, report_w = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                pid = supervisor.start(plan, run=run, report_fd=report_w, close_fds=(report_r,))
+                pid = supervisor.start(
+                    plan,
+                    run=run,
+                    report_fd=report_w,
+                    close_fds=(report_r,),
+                    warn=self.progress.warn,
+                )
             finally:
                 os.close(report_w)
         except OSError as error:
             os.close(report_r)
+            self._clear(None)
             raise SystemFailure(f"cannot start a supervisor: {error.strerror}") from error
+        except VzError:
+            os.close(report_r)
+            raise
         ready = False
         lines: list[dict[str, Any]] = []
         try:

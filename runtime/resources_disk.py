@@ -66,7 +66,7 @@ def prepare(paths: Paths, ctid: int, config: Config, private: Path) -> Path | No
     path = paths.quota_file(ctid)
     with _translated(QuotaInitFailed):
         path.parent.mkdir(parents=True, exist_ok=True)
-        quota.prepare(path, private / "root", changes(config), index=private / "cow")
+        quota.prepare(path, private / "root", changes(config), index=private / "cow" / "index")
     return path
 
 
@@ -87,7 +87,9 @@ def apply_users(ct: Container, before: Config, after: Config) -> None:
     if after.get("DISK_QUOTA") == "no":
         return
     with _translated(UgidQuotaFailed):
-        quota.apply_ugid_limit(ct.paths.quota_file(ct.ctid), changes(after).ugid_limit or 0)
+        file = ct.paths.quota_file(ct.ctid)
+        if quota.apply_ugid_limit(file, changes(after).ugid_limit or 0):
+            ct.progress.warn("users and groups are counted after the container is restarted")
 
 
 def enabled(ct: Container) -> bool:

@@ -24,6 +24,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
@@ -74,15 +75,42 @@ def preload() -> None:
     resources.cpu_mhz()
 
 
-def start(plan: Plan, *, run: bool, report_fd: int, close_fds: tuple[int, ...]) -> int:
+def prepare(plan: Plan, warn: Callable[[str], None]) -> namespaces.IdRange:
+    """Make and limit the control groups of ``plan``; return the ids its user namespace gets.
+
+    Raises what limits raise; nothing is left then.
+    """
+    group = Cgroup(plan.paths.tag, plan.ctid)
+    group.kill()
+    ids = idmap.claim(plan.paths, plan.ctid)
+    try:
+        group.create(ids.first)
+        resources.apply_start(group, plan.config, plan.private, warn)
+        group.set(Limits(devices=plan.access.rules))
+    except VzError:
+        group.destroy()
+        raise
+    return ids
+
+
+def start(
+    plan: Plan,
+    *,
+    run: bool,
+    report_fd: int,
+    close_fds: tuple[int, ...],
+    warn: Callable[[str], None],
+) -> int:
     """Fork the supervisor of ``plan``; return its process id.
 
     ``run``: start it, not only mount it. It reports over ``report_fd`` (see ``reports``). Raises
-    OSError.
+    OSError, or what ``prepare`` raises. What can be done before the fork is: each page a supervisor
+    writes to is memory that the container costs for as long as it runs.
     """
     preload()
     if plan.wants_network:
         importlib.import_module("runtime.net.attach")
+    ids = prepare(plan, warn) if run else None
     group = Cgroup(plan.paths.tag, None)
     group.create()
     entrance = group.entrance()
@@ -95,7 +123,7 @@ def start(plan: Plan, *, run: bool, report_fd: int, close_fds: tuple[int, ...]) 
                 for fd in close_fds:
                     os.close(fd)
                 entrance.enter()
-                status = Supervisor(plan, report_fd).main(run=run)
+                status = Supervisor(plan, report_fd).main(ids)
             except BaseException:
                 Log(plan.paths.log, program="supervisor").write(
                     traceback.format_exc(), ctid=plan.ctid
@@ -137,8 +165,8 @@ class Supervisor:
 
     # life
 
-    def main(self, *, run: bool) -> int:
-        """Start, keep and clean up; return the exit status of this process."""
+    def main(self, ids: namespaces.IdRange | None) -> int:
+        """Start (with ``ids``) or mount, keep and clean up; return this process's exit status."""
         self._settle()
         own = Process.of(os.getpid())
         self.state = RunState(self.plan.ctid, Phase.STARTING, supervisor=own)
@@ -149,10 +177,11 @@ class Supervisor:
                 listener = unixsocket.listen(control.path(self.plan.paths, self.plan.ctid))
                 undo.callback(listener.close)
                 undo.callback(self._unmount)
-                self._mount()
-                if run:
+                if ids is not None:
                     undo.callback(self._clear_init)
-                    self._start_init(self.plan)
+                self._mount()
+                if ids is not None:
+                    self._start_init(self.plan, ids)
                 else:
                     self._await_mount()
                     self._save(phase=Phase.MOUNTED, server=Process.of(self.server))
@@ -304,8 +333,7 @@ class Supervisor:
 
     # process 1
 
-    def _start_init(self, plan: Plan) -> None:
-        # First, so that its server comes up while control groups are made.
+    def _start_init(self, plan: Plan, ids: namespaces.IdRange) -> None:
         self.view_source = procview.Source.starting(plan.paths, plan.ctid)
         namespaces.new_time_for_children()
         self._show_view(plan)
@@ -499,7 +527,7 @@ class Supervisor:
             try:
                 self.plan = reread(self.plan)
                 self._save(phase=Phase.STARTING)
-                self._start_init(self.plan)
+                self._start_init(self.plan, prepare(self.plan, self._warn))
                 return
             except (VzError, OSError) as error:
                 self.log.write(f"the restart failed: {error}", ctid=self.plan.ctid)

@@ -349,12 +349,12 @@ def _run(program: Program, arguments: list[str]) -> int:
         assert program.run is not None
         return resolve(program.run)(context, args) or 0
     head, word, tail = _split(program, arguments)
+    if "--version" in head:
+        print(f"{program.name} {VERSION}")
+        return 0
     if word in ("", "help") or "--help" in head or "-h" in head:
         print(overview(program))
         return 0 if word or head else program.usage_code
-    if word == "--version" or "--version" in head:
-        print(f"{program.name} {VERSION}")
-        return 0
     context = _context(program, _global_parser(program).parse_args(head))
     verb = find_verb(program, word, context, tail)
     args = verb_parser(program, verb).parse_args(_join_dashed(verb.rows(), tail))

@@ -63,6 +63,21 @@ def start(context: Context, args: argparse.Namespace) -> None:
                 hint=f"pctl set {ct.ctid} --disabled no --save, or --force",
             )
         ct.start(wait=args.wait)
+        _place_quota_tools(context, ct)
+
+
+def _place_quota_tools(context: Context, ct: Container) -> None:
+    """Put the quota commands for users and groups inside where they are counted, else not."""
+    counted = (ct.config.get("QUOTAUGIDLIMIT") or "0") != "0"
+    there = (context.paths.area(ct.config["VE_PRIVATE"]) / "root/usr/local/lib/vzfs-quota").exists()
+    if counted != there:
+        from tools import quotatools
+
+        act = quotatools.install if counted else quotatools.remove
+        try:
+            act(context.paths.area(ct.config["VE_ROOT"]))
+        except OSError as error:
+            ct.progress.warn(f"the quota commands cannot be placed inside: {error.strerror}")
 
 
 def prepare(context: Context, ct: Container) -> None:
@@ -89,6 +104,7 @@ def restart(context: Context, args: argparse.Namespace) -> None:
         if ct.config["DISABLED"] == "yes" and not args.force:
             raise StartDisabled("Container start disabled")
         ct.start(wait=args.wait)
+        _place_quota_tools(context, ct)
 
 
 def status(context: Context, args: argparse.Namespace) -> None:

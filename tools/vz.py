@@ -124,6 +124,8 @@ def start(context: Context, args: argparse.Namespace) -> int:
         ]
     )
 
+    _reconcile_network(context, rows)
+
     def act(ctid: int) -> None:
         from runtime import locks
 
@@ -137,6 +139,17 @@ def start(context: Context, args: argparse.Namespace) -> int:
         "started",
         for_each([row.ctid for row in rows], _guarded(context, act), at_once=parallel(context)),
     )
+
+
+def _reconcile_network(context: Context, rows: Sequence[Entry]) -> None:
+    """Bring the host's side of the network in order before the first container needs it."""
+    from runtime.net import attach
+
+    if any(attach.wanted(row.config) for row in rows):
+        from runtime.net.server import Server
+
+        with Server(context.paths) as server:
+            server.reconcile()
 
 
 def _restore_host(context: Context) -> None:
