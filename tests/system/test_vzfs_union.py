@@ -197,7 +197,9 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("bed", "kind"), PAIRS, ids="-".join)
+@pytest.mark.parametrize(
+    ("bed", "kind"), [pytest.param(*pair, id="-".join(pair)) for pair in PAIRS]
+)
 def test_a_union_behaves_like_one_file_system(home: Path, bed: str, kind: str) -> None:
     bed_type = beds.BEDS[bed]
     if missing := bed_type.missing():
