@@ -81,11 +81,15 @@ def prepare(plan: Plan, warn: Callable[[str], None]) -> namespaces.IdRange:
     Raises what limits raise; nothing is left then.
     """
     group = Cgroup(plan.paths.tag, plan.ctid)
-    group.kill()
+    if group.exists():
+        group.kill()
+        # A group that was killed once is not used again: Linux 6.18 kills what clone3 puts there.
+        group.destroy()
     ids = idmap.claim(plan.paths, plan.ctid)
     try:
         group.create(ids.first)
         resources.apply_start(group, plan.config, plan.private, warn)
+        resources.balance(plan.paths.tag)
         group.set(Limits(devices=plan.access.rules))
     except VzError:
         group.destroy()
@@ -337,12 +341,6 @@ class Supervisor:
         self.view_source = procview.Source.starting(plan.paths, plan.ctid)
         namespaces.new_time_for_children()
         self._show_view(plan)
-        self.cgroup.kill()
-        ids = idmap.claim(plan.paths, plan.ctid)
-        self.cgroup.create(ids.first)
-        resources.apply_start(self.cgroup, plan.config, plan.private, self._warn)
-        resources.balance(plan.paths.tag)
-        self.cgroup.set(Limits(devices=plan.access.rules))
         if self.state.server is None:
             self._await_mount()
         resources.share_server(plan.paths.tag, plan.ctid, self.server)
