@@ -38,7 +38,7 @@ class Options:
     #: fdatasync the data of a copy before it takes the place of the shared file.
     sync_copies: bool = True
     #: Nodes the server remembers before it asks the kernel to let go of unused ones.
-    node_limit: int = 200_000
+    node_limit: int = 100_000
     #: Directories held open.
     descriptor_limit: int = 1024
 

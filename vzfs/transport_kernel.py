@@ -86,6 +86,7 @@ class KernelTransport:
         #: Registered backing files nobody has open, oldest first: node id → node.
         self._idle: dict[int, File] = {}
         self._tick = 0.0
+        #: Requests served when the kernel may be asked to prune again.
         self._pruned = 0
         self._handlers: list[Handler] = [self._unknown] * 128
         for op, handler in self._table().items():
@@ -145,7 +146,7 @@ class KernelTransport:
         buffers = [buffer]
         start = protocol.IN_START.unpack_from
         handlers, fd, core, readv = self._handlers, self.fd, self.core, os.readv
-        served = 0
+        served, limit = 0, core.options.node_limit
         if core.resumed:
             self._ask_again()
         while True:
@@ -175,8 +176,9 @@ class KernelTransport:
             served += 1
             if core.ledger is not None or not served & 31:
                 core.trim()
-            if len(core.table.nodes) > self._pruned + core.options.node_limit:
+            if len(core.table.nodes) > limit and served > self._pruned:
                 self._prune()
+                self._pruned = served + limit // 4  # what was asked for comes one by one
 
     def _ask_again(self) -> None:
         """Have the kernel send what the former server took and did not answer, Linux 6.9."""
@@ -276,7 +278,6 @@ class KernelTransport:
 
     def _prune(self) -> None:
         """Ask the kernel to let go of inodes nobody uses, so that our memory stays bounded."""
-        self._pruned = len(self.core.table.nodes)
         nodes = [n.nid for n in self.core.table.nodes.values() if isinstance(n, File)]
         for start in range(0, len(nodes), 4096):
             part = nodes[start : start + 4096]
