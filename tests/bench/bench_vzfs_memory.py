@@ -77,7 +77,10 @@ def measure(kind: type[beds.Bed], place: Path, count: int) -> dict[str, object]:
     layer = place / "layer"
     layer.mkdir(exist_ok=True)
     if not (layer / "library").exists():
-        (layer / "library").write_bytes(os.urandom(1 << 20) * (SIZE >> 20))
+        with open(layer / "library", "wb") as file:
+            file.write(os.urandom(1 << 20) * (SIZE >> 20))
+            file.flush()
+            os.fsync(file.fileno())  # dirty pages would not be dropped below
     with ExitStack() as stack:
         made = []
         for number in range(count):
