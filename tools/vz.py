@@ -135,6 +135,7 @@ def start(context: Context, args: argparse.Namespace) -> int:
             if not ct.status().running:
                 ct.start()
 
+    _machines(context, start=True)
     return _report(
         "started",
         for_each([row.ctid for row in rows], _guarded(context, act), at_once=parallel(context)),
@@ -179,6 +180,7 @@ def stop(context: Context, args: argparse.Namespace) -> int:
             elif ct.status().mounted:
                 ct.umount()
 
+    _machines(context, start=False)
     ids = [row.ctid for row in reversed(rows)]
     return _report("stopped", for_each(ids, _guarded(context, act), at_once=parallel(context)))
 
@@ -186,6 +188,19 @@ def stop(context: Context, args: argparse.Namespace) -> int:
 def restart(context: Context, args: argparse.Namespace) -> int:
     """Stop all, then start all."""
     return stop(context, args) or start(context, args)
+
+
+def _machines(context: Context, *, start: bool) -> None:
+    """Start or stop the machines of this server; one without any asks libvirt nothing."""
+    from vmm import registry
+
+    if registry.records(context.paths):
+        from tools.verbs_vm import hypervisor
+        from vmm import boot
+
+        act = boot.start_all if start else boot.stop_all
+        with hypervisor(context) as way:
+            act(context.paths, way, context.progress())
 
 
 def _report(word: str, statuses: dict[int, int]) -> int:
