@@ -100,7 +100,12 @@ def test_stop_kills_what_ignores_its_inits_signal(made: System) -> None:
     made.ok("vzctl", "start", CT)
     run = state.load(made.paths, CT)
     assert run is not None and run.init is not None
-    made.ok("vzctl", "exec", CT, "sh -c 'trap \"\" TERM; while :; do sleep 100; done' >/dev/null 2>&1 </dev/null &")
+    made.ok(
+        "vzctl",
+        "exec",
+        CT,
+        "sh -c 'trap \"\" TERM; while :; do sleep 100; done' >/dev/null 2>&1 </dev/null &",
+    )
     os.kill(run.init.pid, signal.SIGSTOP)
     begin = time.monotonic()
     said = made.ok("vzctl", "stop", CT)
