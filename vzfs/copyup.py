@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 from vzfs import layers, syscalls
 from vzfs.inodes import Directory, File, Node
@@ -295,6 +296,7 @@ class CopyUp(Overlay):
             capability: bytes | None = os.getxattr(target, CAPABILITY)
         except OSError:
             capability = None
+        os.setxattr(target, layers.COPYING, layers.copying_mark(before.st_mtime_ns, capability))
 
         def work() -> None:
             copy_data(source, target, wanted)
@@ -308,16 +310,17 @@ class CopyUp(Overlay):
                 if error is None:
                     if capability is not None:
                         os.setxattr(target, CAPABILITY, capability)
-                    os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+                    # A part of the data is the file truncated already, at this moment.
+                    whole = wanted == below.st_size
+                    mtime_ns = before.st_mtime_ns if whole else time.time_ns()
+                    os.utime(target, ns=(before.st_atime_ns, mtime_ns))
                     after = os.fstat(target)
                     if self.ledger is not None:
                         grown = after.st_blocks - before.st_blocks
                         self.ledger.reserve(after.st_uid, after.st_gid, grown, 0)
                     self._settle(node, target)
                 else:
-                    os.ftruncate(target, 0)
-                    os.ftruncate(target, before.st_size)
-                    os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+                    layers.heal_copy(target)
             finally:
                 os.close(source)
                 os.close(target)
@@ -330,11 +333,12 @@ class CopyUp(Overlay):
     def _settle(self, node: File, fd: int) -> None:
         """Take the marks away: from here on the data are the container's own."""
         os.removexattr(fd, layers.METACOPY)
-        try:
-            os.removexattr(fd, layers.REDIRECT)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
+        for mark in (layers.COPYING, layers.REDIRECT):
+            try:
+                os.removexattr(fd, mark)
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    raise
         node.meta = False
         self.data_changed(node)
         self._separate(node)

@@ -23,6 +23,9 @@ from vzfs import syscalls
 OPAQUE = "trusted.overlay.opaque"
 REDIRECT = "trusted.overlay.redirect"
 METACOPY = "trusted.overlay.metacopy"
+#: On a metadata-only copy whose data are being copied: "<mtime in ns>:<capability in hex>", what
+#: writing the data disturbs. Left behind by a death in between; healed when the name is found.
+COPYING = "trusted.vzfs.copying"
 #: On a directory: some entry needs its extended attributes read (origin, metacopy, redirect).
 IMPURE = "trusted.overlay.impure"
 #: On a copy: "<inode>:<layer tag>", the identity its node id and st_ino come from.
@@ -53,6 +56,27 @@ def proc_fd(fd: int) -> bytes:
 def is_whiteout(st: os.stat_result) -> bool:
     """Tell whether a directory entry hides what is below it."""
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def copying_mark(mtime_ns: int, capability: bytes | None) -> bytes:
+    """Return the value of ``COPYING``."""
+    return b"%d:%b" % (mtime_ns, (capability or b"").hex().encode())
+
+
+def heal_copy(fd: int) -> None:
+    """Undo an unfinished copy of data in the metadata-only copy ``fd``, open for writing.
+
+    A copy that was finished but for this mark keeps its data. Raises OSError.
+    """
+    times, _, capability = os.getxattr(fd, COPYING).partition(b":")
+    if METACOPY in os.listxattr(fd):
+        before = os.fstat(fd)
+        os.ftruncate(fd, 0)
+        os.ftruncate(fd, before.st_size)
+        if capability:
+            os.setxattr(fd, "security.capability", bytes.fromhex(capability.decode()))
+        os.utime(fd, ns=(before.st_atime_ns, int(times)))
+    os.removexattr(fd, COPYING)
 
 
 def get_mark(path: bytes, name: str) -> bytes | None:

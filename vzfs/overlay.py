@@ -320,6 +320,13 @@ class Overlay:
                 slot, ino = origin
         nid = self.table.identify_file(slot, ino)
         node = self.table.nodes.get(nid)
+        if layers.COPYING in marks and nid not in self.jobs:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                layers.heal_copy(fd)
+                st = os.fstat(fd)
+            finally:
+                os.close(fd)
         file = self._file(node, nid, ino, parent, name, st, up, upname)
         if layers.NLINK in marks:
             file.links = int(os.getxattr(path, layers.NLINK, follow_symlinks=False))

@@ -178,6 +178,12 @@ class Recovering(Files):
     def _find_data(self, file: File) -> None:
         """Find the lower file of a nameless copy which holds metadata only."""
         marks = os.listxattr(proc_fd(file.fd))
+        if layers.COPYING in marks:
+            fd = os.open(proc_fd(file.fd), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                layers.heal_copy(fd)
+            finally:
+                os.close(fd)
         if layers.METACOPY not in marks:
             return
         target = layers.get_mark_fd(file.fd, layers.REDIRECT) or b""
