@@ -32,6 +32,8 @@ IMPURE = "trusted.overlay.impure"
 ORIGIN = "trusted.vzfs.origin"
 #: On a copy of a file with several names in the layers: how many names it has now.
 NLINK = "trusted.vzfs.nlink"
+#: In the work area, while a name of such a file is removed: the count may be wrong.
+RECOUNT = "recount"
 #: On an empty regular file: it stands for a character device 0:0 the user made.
 ESCAPED = "trusted.vzfs.whiteout"
 #: Prefixes of our own marks. A user's attribute of such a name is stored one level down.

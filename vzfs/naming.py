@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from vzfs import layers, syscalls
@@ -24,6 +25,7 @@ WHITEOUT = b"whiteout"
 DEFAULT_ACL = "system.posix_acl_default"
 ACCESS_ACL = "system.posix_acl_access"
 MAGIC = b"////"
+_NOTE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -396,12 +398,19 @@ class Naming(CopyUp):
     def _group(self, node: File) -> None:
         """Copy up a lower file with several names before one of them changes."""
         if node.has_copy or node.magic or node.twin is not None:
+            self._begin_count(node)
             return
         st = self.stat_lower(node)
         if st.st_nlink > 1 and node.low is not None:
             slot = self.stack.layers[node.low.layer].slot
             if self.group_size(slot, st) > 1:
                 self.own(node)
+        self._begin_count(node)
+
+    def _begin_count(self, node: File) -> None:
+        """Note that one of several names goes: a death before the count says so is healed."""
+        if node.links is not None:
+            os.close(os.open(layers.RECOUNT, _NOTE, 0o600, dir_fd=self.stack.work))
 
     def _drop_name(self, node: File, st: os.stat_result) -> None:
         """Account for one name less; ``st`` are the attributes from before."""
@@ -416,6 +425,8 @@ class Naming(CopyUp):
                     slot, _, inode = entry.partition(b"-")
                     self.indexed.discard((int(slot), int(inode)))
                 self._gone(node, st)
+            with suppress(FileNotFoundError):
+                os.unlink(layers.RECOUNT, dir_fd=self.stack.work)
         elif st.st_nlink == 1 and node.has_copy:
             self._gone(node, st)
 

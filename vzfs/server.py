@@ -131,7 +131,26 @@ def prepare(options: Options, *, resume: bool = False) -> Stack:
     # The server of a mount that was just taken down may need a moment to end.
     stack.lock(None if resume else 10)
     sweep(stack)
+    _recount(stack, options)
     return stack
+
+
+def _recount(stack: Stack, options: Options) -> None:
+    """Count the names of copied hard links again, if a server died while one was removed."""
+    try:
+        os.stat(layers.RECOUNT, dir_fd=stack.work)
+    except FileNotFoundError:
+        return
+    from vzfs.check import Area
+
+    area = Area(options, modify=False)
+    try:
+        for problem in area.check_index():
+            if problem.repair is not None:
+                problem.repair()
+    finally:
+        area.close()
+    os.unlink(layers.RECOUNT, dir_fd=stack.work)
 
 
 def sweep(stack: Stack) -> None:
