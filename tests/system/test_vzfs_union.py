@@ -207,7 +207,9 @@ def test_a_union_behaves_like_one_file_system(home: Path, bed: str, kind: str) -
     subject = bed_type(home / "bed", lowers=2)
     model = home / "model"
     model.mkdir()
-    combinations = [(s, a) for s in states(kind) for a in ACTS]
+    # pyfuse3 has no fallocate: a limit of its own, held in the conformance cases.
+    acts = [act for act in ACTS if bed != "vzfs-pyfuse3" or act != "punch"]
+    combinations = [(s, a) for s in states(kind) for a in acts]
     wrong: list[str] = []
 
     def play(root: Path, name: str, moves: tuple[Move, ...]) -> list[object]:
