@@ -219,11 +219,12 @@ def _run_load(home: Path, number: int, stop: mmap.mmap, report: int) -> None:
     os.write(report, json.dumps(result).encode())
 
 
-@pytest.mark.parametrize("bed", TRANSPORTS)
-def test_a_mixed_load_survives_many_deaths_of_the_server(home: Path, bed: str) -> None:
-    subject = supervised(bed, home)
+def test_a_mixed_load_survives_many_deaths_of_the_server(home: Path) -> None:
+    # Under pyfuse3 a request that was done but not answered is done again, and its user is told
+    # EEXIST or ENOENT (docs/vzfs.md): only the kernel transport knows what its forerunner did.
+    subject = supervised("vzfs-kernel", home)
     loads = 3
-    kills = KILLS if bed == "vzfs-kernel" else KILLS // 4
+    kills = KILLS
     dice = random.Random(7)
     for number in range(loads):
         folder = subject.lower / f"load{number}"
