@@ -290,7 +290,7 @@ def test_a_mixed_load_survives_many_deaths_of_the_server(home: Path) -> None:
         subject.abandon()
     assert not difference(snapshot(subject.lower), below)
     acts, repeated = (sum(r[k] for r in results) for k in ("acts", "repeated"))
-    print(f"{bed}: {kills} kills, {acts} acts, {repeated} of them found done")
+    print(f"{kills} kills, {acts} acts, {repeated} of them found done")
     assert acts > kills
 
 
