@@ -80,6 +80,8 @@ class Groups:
         path = self._stack.work_path / _CACHE
         spare = path.with_suffix(".new")
         rows = [[slot, inode, count] for (slot, inode), count in sorted(groups.items())]
+        # The server's umask is 0.
+        spare.touch(mode=0o600)
         spare.write_text(json.dumps({"layers": self._key(), "groups": rows}))
         os.rename(spare, path)
 

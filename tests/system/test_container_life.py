@@ -211,8 +211,8 @@ def test_the_private_area_without_its_template_says_which_layer_is_gone(made: Sy
     made.ok("vzctl", "destroy", CT)
 
 
-def test_twenty_containers_leave_nothing_behind(system: System) -> None:
-    ids = range(101, 121)
+def test_fifty_containers_leave_nothing_behind(system: System) -> None:
+    ids = range(101, 151)
     for ctid in ids:
         system.create(ctid)
         system.ok("vzctl", "start", ctid)
