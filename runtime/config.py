@@ -169,13 +169,6 @@ class ConfigFile:
                 return line.value
         return None
 
-    def line_of(self, key: str) -> int:
-        """Return the number of the line that decides ``key``, 0 when none does."""
-        for line in reversed(self._lines):
-            if line.key == key:
-                return line.number
-        return 0
-
     def items(self) -> dict[str, str]:
         """Return every assignment, the last one of a key deciding."""
         return {line.key: line.value for line in self._lines if line.key is not None}

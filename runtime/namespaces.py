@@ -63,11 +63,6 @@ def check() -> None:
         )
 
 
-def single_threaded() -> bool:
-    """Whether this process has one thread only: clone3 without glibc's help needs that."""
-    return len(os.listdir("/proc/self/task")) == 1
-
-
 def fork(flags: int = 0, *, cgroup_fd: int = -1) -> int:
     """Fork into new namespaces ``flags`` and the v2 cgroup ``cgroup_fd``; returns as os.fork.
 

@@ -195,11 +195,11 @@ def _restart(
 ) -> None:
     what = ", ".join(waiting)
     if args.setmode == "restart":
-        from tools import environments
+        from tools import environments, lifecycle
 
         ct.stop()
         record = registry.record(context.paths, ct.ctid)
-        environments.container(context, record).start()
+        lifecycle.start(context, environments.container(context, record))
     elif args.setmode != "ignore":
         context.progress(ct.ctid).warn(
             f"{what} takes effect when the container is restarted (--setmode restart does it)"

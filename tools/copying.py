@@ -148,7 +148,8 @@ def move(
         intention.clear()
         progress.say(f"Container {ct.ctid} was moved to {ctid}")
         if status.running:
-            environments.container(context, registry.record(paths, ctid)).start()
+            moved = environments.container(context, registry.record(paths, ctid))
+            lifecycle.start(context, moved)
 
 
 def _renumber(context: Context, old: int, new: int, file: ConfigFile) -> None:

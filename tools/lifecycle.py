@@ -299,6 +299,26 @@ def _finish_destroy(paths: Paths, ctid: int, private: Path) -> None:
             entry.clear()
 
 
+def start(context: Context, ct: Container, *, wait: bool = False) -> None:
+    """Start ``ct`` and give it the quota commands it needs; every start of a container is this one."""
+    ct.start(wait=wait)
+    _place_quota_tools(context, ct)
+
+
+def _place_quota_tools(context: Context, ct: Container) -> None:
+    """Put the quota commands for users and groups inside where they are counted, else not."""
+    counted = (ct.config.get("QUOTAUGIDLIMIT") or "0") != "0"
+    there = (context.paths.area(ct.config["VE_PRIVATE"]) / "root/usr/local/lib/vzfs-quota").exists()
+    if counted != there:
+        from tools import quotatools
+
+        act = quotatools.install if counted else quotatools.remove
+        try:
+            act(context.paths.area(ct.config["VE_ROOT"]))
+        except OSError as error:
+            ct.progress.warn(f"the quota commands cannot be placed inside: {error.strerror}")
+
+
 def repair(context: Context, ctid: int) -> None:
     """Finish or undo what killed commands began on ``ctid``; call it with its lock held."""
     paths = context.paths

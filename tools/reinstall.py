@@ -91,7 +91,7 @@ def reinstall(context: Context, args: argparse.Namespace) -> None:
             undo.pop_all()
         context.progress(ct.ctid).say(f"Container {ct.ctid} was reinstalled")
         if status.running:
-            ct.start()
+            lifecycle.start(context, ct)
 
 
 def _build(context: Context, ct: Container, fresh: Path) -> None:

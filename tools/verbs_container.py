@@ -47,11 +47,6 @@ def _is_name(text: str, given: dict[str, list[str]]) -> bool:
     return "name" not in given and text[:1].isalpha()
 
 
-def _locked(context: Context, ident: str, purpose: str) -> tuple[Container, object]:
-    ct = environments.find_container(context, ident)
-    return ct, locks.environment(context.paths, ct.ctid, purpose)
-
-
 def start(context: Context, args: argparse.Namespace) -> None:
     """Start a container; raises AlreadyRunning, StartDisabled."""
     ct = environments.find_container(context, args.ident)
@@ -62,22 +57,7 @@ def start(context: Context, args: argparse.Namespace) -> None:
                 "Container start disabled",
                 hint=f"pctl set {ct.ctid} --disabled no --save, or --force",
             )
-        ct.start(wait=args.wait)
-        _place_quota_tools(context, ct)
-
-
-def _place_quota_tools(context: Context, ct: Container) -> None:
-    """Put the quota commands for users and groups inside where they are counted, else not."""
-    counted = (ct.config.get("QUOTAUGIDLIMIT") or "0") != "0"
-    there = (context.paths.area(ct.config["VE_PRIVATE"]) / "root/usr/local/lib/vzfs-quota").exists()
-    if counted != there:
-        from tools import quotatools
-
-        act = quotatools.install if counted else quotatools.remove
-        try:
-            act(context.paths.area(ct.config["VE_ROOT"]))
-        except OSError as error:
-            ct.progress.warn(f"the quota commands cannot be placed inside: {error.strerror}")
+        lifecycle.start(context, ct, wait=args.wait)
 
 
 def prepare(context: Context, ct: Container) -> None:
@@ -103,8 +83,7 @@ def restart(context: Context, args: argparse.Namespace) -> None:
             ct.stop(fast=args.fast)
         if ct.config["DISABLED"] == "yes" and not args.force:
             raise StartDisabled("Container start disabled")
-        ct.start(wait=args.wait)
-        _place_quota_tools(context, ct)
+        lifecycle.start(context, ct, wait=args.wait)
 
 
 def status(context: Context, args: argparse.Namespace) -> None:

@@ -133,7 +133,7 @@ def start(context: Context, args: argparse.Namespace) -> int:
         with locks.environment(context.paths, ctid, "boot", timeout_s=60.0):
             prepare(context, ct)
             if not ct.status().running:
-                ct.start()
+                lifecycle.start(context, ct)
 
     _machines(context, start=True)
     return _report(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import string
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -446,13 +445,6 @@ def all_of(domain: Domain) -> list[Device]:
             device.name = free_name([d.name for d in found], device.kind)
     order = list(KINDS)
     return sorted(found, key=lambda device: (order.index(device.kind), device.number))
-
-
-def of_kind(domain: Domain, cls: type[Device]) -> Iterator[Device]:
-    """Yield the devices of exactly one class."""
-    for device in all_of(domain):
-        if type(device) is cls:
-            yield device
 
 
 def disks(domain: Domain) -> list[Disk]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from vzfs import protocol
@@ -263,8 +262,3 @@ class NodeTable:
         if origin is not None and self.moved.get(origin) == nid:
             del self.moved[origin]
         return node
-
-
-def is_directory(st: os.stat_result) -> bool:
-    """Tell whether ``st`` is of a directory."""
-    return stat.S_ISDIR(st.st_mode)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.root
 
 
 def test_a_container_lives_from_create_to_destroy(system):
+    system.run("vzpkg", "create", "cache", "busybox-1-x86_64")  # 29 where another test made it
     out = system.ok(
         "vzctl", "create", 101, "--ostemplate", "busybox", "--name", "web1",
         "--hostname", "web1.example.com", "--force",
