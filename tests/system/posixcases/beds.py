@@ -32,6 +32,8 @@ class Bed:
 
     name = "ext4"
     has_lower = False
+    # Moves (posixcases.moves) which the subject refuses by a limit of its own.
+    refuses: frozenset[str] = frozenset()
 
     def __init__(self, home: Path, lowers: int = 1) -> None:
         self.home = home
@@ -235,6 +237,7 @@ class VzfsPyfuse3(Vzfs):
 
     name = "vzfs-pyfuse3"
     transport = "pyfuse3"
+    refuses = frozenset({"allocate"})  # the library has no fallocate
 
     @classmethod
     def missing(cls) -> str:
