@@ -46,13 +46,38 @@ class Attributes(Reading):
     """The operations on attributes."""
 
     def setattr(self, node: Node, change: Change, caller: Caller = SELF) -> os.stat_result:
-        """Change attributes; returns the new ones. May raise `Later`."""
+        """Change attributes; returns the new ones. May raise `Later`.
+
+        A change of nothing is what the kernel asks for before somebody without CAP_FSETID writes
+        to a setuid or setgid file (FUSE_HANDLE_KILLPRIV_V2): chown(2) takes the bits away.
+        """
         valid = change.valid
         st = self._setattr(node, change, valid)
+        if valid & protocol.FATTR_KILL_SUIDGID:
+            st = self._strip_setid(node, st)
         if st.st_mode & stat.S_ISGID and loses_setgid(st, caller):
             os.chmod(self.path(node), stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
             st = self.stat(node)
         return st
+
+    def _strip_setid(self, node: Node, st: os.stat_result) -> os.stat_result:
+        """Take setuid away, and setgid where it is not for mandatory locks."""
+        mode = stat.S_IMODE(st.st_mode)
+        kept = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+        if kept == mode or not stat.S_ISREG(st.st_mode):
+            return st
+        os.chmod(self.path(node), kept)
+        return self.stat(node)
+
+    def strip_for_write(self, node: Node, caller: Caller) -> None:
+        """Take away what a write(2) by ``caller``, who has no CAP_FSETID, does not leave.
+
+        For writes the kernel does not prepare itself (direct I/O through the server).
+        """
+        st = self.stat(node)
+        if st.st_mode & (stat.S_ISUID | stat.S_ISGID):
+            self.setattr(node, Change(protocol.FATTR_KILL_SUIDGID), caller)
+            self.invalidate(node)
 
     def _setattr(self, node: Node, change: Change, valid: int) -> os.stat_result:
         if isinstance(node, File) and node.nid in self.jobs:

@@ -202,7 +202,7 @@ class Area:
             )
 
     def _check_metacopy(self, entry: Entry) -> Iterator[Problem]:
-        below = self._lower_of(entry)
+        below = self.lower_of(entry)
         if below is None or below.directories or not stat.S_ISREG(below.stat.st_mode):
             yield Problem(entry.path, "its data were shared with a template file that is gone")
             return
@@ -212,7 +212,7 @@ class Area:
                 entry.path, "an interrupted copy takes room", partial(_drop_data, proc, size)
             )
 
-    def _lower_of(self, entry: Entry) -> layers.Found | None:
+    def lower_of(self, entry: Entry) -> layers.Found | None:
         """Return the shared file a copy of metadata belongs to."""
         target = b""
         if layers.REDIRECT in entry.marks:
@@ -332,9 +332,9 @@ class Area:
                     self._materialise(entry, found)
                     done += 1
             elif layers.METACOPY in entry.marks:
-                found = self._lower_of(entry)
+                found = self.lower_of(entry)
                 if found is not None:
-                    self._fill(entry, found)
+                    self.fill(entry, found)
                     done += 1
         return done
 
@@ -357,7 +357,7 @@ class Area:
             os.close(source)
         os.rename(name, entry.name, src_dir_fd=work, dst_dir_fd=entry.place.open())
 
-    def _fill(self, entry: Entry, found: layers.Found) -> None:
+    def fill(self, entry: Entry, found: layers.Found) -> None:
         """Give a copy of metadata its data."""
         source = os.open(found.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=found.place.open())
         target = os.open(entry.name, os.O_RDWR | os.O_CLOEXEC, dir_fd=entry.place.open())
@@ -372,7 +372,7 @@ class Area:
 
     def target(self, entry: Entry) -> bytes:
         """Return the magic link a copy of metadata came from, b"" for none."""
-        found = self._lower_of(entry)
+        found = self.lower_of(entry)
         return target_of(found.place, found.name) if found is not None else b""
 
 

@@ -47,6 +47,7 @@ _WANTED = (
     | protocol.CACHE_SYMLINKS
     | protocol.NO_OPENDIR_SUPPORT
     | protocol.EXPLICIT_INVAL_DATA
+    | protocol.HANDLE_KILLPRIV_V2
     | protocol.SETXATTR_EXT
     | protocol.DIRECT_IO_ALLOW_MMAP
     | protocol.HAS_RESEND
@@ -751,9 +752,12 @@ class KernelTransport:
                 raise
 
     def _write(self, unique: int, nid: int, view: memoryview, size: int) -> None:
-        _, offset, length, *_ = protocol.WRITE_IN.unpack_from(view, _IN)
+        _, offset, length, how, *_ = protocol.WRITE_IN.unpack_from(view, _IN)
         data = view[_IN + 40 : _IN + 40 + length]
-        count = self.core.write(self.core.node(nid), offset, data)
+        node = self.core.node(nid)
+        if how & protocol.WRITE_KILL_SUIDGID:
+            self.core.strip_for_write(node, self._caller(view, 0))
+        count = self.core.write(node, offset, data)
         self._send(protocol.WRITE_REPLY.pack(24, 0, unique, count, 0))
 
     def _fsync(self, unique: int, nid: int, view: memoryview, size: int) -> None:

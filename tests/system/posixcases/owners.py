@@ -303,6 +303,45 @@ def writing_drops_file_capabilities(t: Scene, writer: str, uid: int) -> Iterator
     t.equal(os.listxattr("x"), [], "capabilities(7): attributes after a write")
 
 
+LATE_WRITES: dict[str, Callable[[int], object]] = {
+    "write": lambda descriptor: os.write(descriptor, b"x"),
+    "allocate": lambda descriptor: calls.fallocate(descriptor, 0, 0, 8192),
+    "truncate": lambda descriptor: os.ftruncate(descriptor, 3),
+}
+
+
+@case(writer=tuple(LATE_WRITES), mode=SET_ID_MODES, uid=(ALICE, BOB))
+def writing_clears_bits_set_after_the_open(
+    t: Scene, writer: str, mode: int, uid: int
+) -> Iterator[None]:
+    t.write("x", DATA, 0o777, (ALICE, ALICE))
+    yield
+    with opened("x", os.O_RDWR) as descriptor:
+        with t.user(uid):
+            os.write(descriptor, b"x")
+            os.write(descriptor, b"x")
+        os.chmod("x", mode)
+        with t.user(uid):
+            LATE_WRITES[writer](descriptor)
+    keeps_group = not mode & 0o010 and uid == ALICE
+    t.mode("x", mode & ~0o4000 & ~(0 if keeps_group else 0o2000))
+
+
+@case(writer=tuple(LATE_WRITES))
+def writing_drops_capabilities_set_after_the_open(t: Scene, writer: str) -> Iterator[None]:
+    t.write("x", DATA, 0o777, (ALICE, ALICE))
+    yield
+    with opened("x", os.O_RDWR) as descriptor:
+        with t.user(ALICE):
+            os.write(descriptor, b"x")
+            os.write(descriptor, b"x")
+        value = bytes.fromhex("0100000200200000000000000000000000000000")
+        os.setxattr("x", "security.capability", value)
+        with t.user(ALICE):
+            LATE_WRITES[writer](descriptor)
+    t.equal(os.listxattr("x"), [], "capabilities(7): attributes after a write")
+
+
 @case(uid=(0, ALICE))
 def chown_drops_file_capabilities(t: Scene, uid: int) -> Iterator[None]:
     t.write("x", DATA, 0o777, (ALICE, ALICE))

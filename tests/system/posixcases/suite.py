@@ -36,6 +36,15 @@ LIMITS = (
     Limit("vzfs-pyfuse3", "", "data.fallocate_does_what_its_mode_says", _NO_FALLOCATE),
     Limit("vzfs-pyfuse3", "", "owners.writing_clears_set_id_bits[allocate", _NO_FALLOCATE),
     Limit("vzfs-pyfuse3", "", "owners.writing_drops_file_capabilities[allocate", _NO_FALLOCATE),
+    Limit(
+        "vzfs-pyfuse3", "", "owners.writing_clears_bits_set_after_the_open[allocate", _NO_FALLOCATE
+    ),
+    Limit(
+        "vzfs-pyfuse3",
+        "",
+        "owners.writing_drops_capabilities_set_after_the_open[allocate",
+        _NO_FALLOCATE,
+    ),
     Limit("vzfs-pyfuse3", "", "times.a_call_moves_exactly_its_times[fallocate", _NO_FALLOCATE),
     Limit("vzfs-pyfuse3", "", "times.a_call_moves_exactly_its_times[punch", _NO_FALLOCATE),
     Limit("vzfs-pyfuse3", "", "times.a_call_moves_exactly_its_times[zero", _NO_FALLOCATE),
