@@ -7,6 +7,7 @@ Every function raises OSError with the path. Numbers are the generic ones of 64-
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import functools
 import os
@@ -92,6 +93,8 @@ _NUMBERS = {  # name: (x86_64, generic)
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
 }
+#: How often a restricted resolution is begun again when something was renamed meanwhile.
+_RACES = 1000
 _COLUMN = 0 if platform.machine() == "x86_64" else 1
 
 
@@ -195,10 +198,14 @@ def statx(dir_fd: int, path: bytes, flags: int, mask: int) -> tuple[int, ...]:
 def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
     """Open with restricted resolution, openat2(2)."""
     how = struct.pack("<QQQ", flags | os.O_CLOEXEC, 0, resolve)
-    fd = _openat2(dir_fd, path, how, len(how))
-    if fd < 0:
-        raise _failed(path)
-    return int(fd)
+    for _attempt in range(_RACES):
+        fd = _openat2(dir_fd, path, how, len(how))
+        if fd >= 0:
+            return int(fd)
+        # EAGAIN: a rename or mount anywhere on the server came between; "try again" is meant.
+        if ctypes.get_errno() != errno.EAGAIN:
+            break
+    raise _failed(path)
 
 
 class Handle(NamedTuple):
