@@ -5,19 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from runtime import syscalls
-from runtime.log import Log
 
 #: Where the first of the kept descriptors is in the child.
 FIRST_FD = 3
 
 
-def fork_server(
-    name: str, keep: Sequence[int], body: Callable[[], None], log: Log, ctid: int
-) -> int:
+def fork_server(name: str, keep: Sequence[int], body: Callable[[], None]) -> int:
     """Fork a process that runs ``body`` and ends; return its id. Raises OSError.
 
     It has the descriptors ``keep`` as 3, 4, … and no others; its standard ones lead nowhere, so
@@ -27,17 +24,15 @@ def fork_server(
     if pid:
         return pid
     status = 1
-    try:
+    with suppress(BaseException):
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        syscalls.set_name(f"{name}-{ctid}")
+        syscalls.set_name(name)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         _arrange(keep)
         body()
         status = 0
-    except BaseException:
-        log.write(f"{name}: {traceback.format_exc()}", ctid=ctid)
     os._exit(status)
 
 

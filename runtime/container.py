@@ -19,6 +19,7 @@ from runtime import (
     control,
     hooks,
     mounts,
+    nursery,
     privatearea,
     procview,
     reports,
@@ -137,6 +138,7 @@ class Container:
         """Undo everything a supervisor did, in its order; idempotent."""
         if run is not None:
             teardown.end_process(run.supervisor)
+            teardown.end_process(run.worker)
         group = self.cgroup
         with suppress(VzError, OSError):
             group.thaw()
@@ -229,39 +231,23 @@ class Container:
         Not with ``follow``, which waits until the supervisor ends.
         """
         report_r, report_w = os.pipe2(os.O_CLOEXEC)
+        order = supervisor.Order(
+            self.paths, self.ctid, run, follow, self.config.get("LOGGING", "yes") != "no"
+        )
         try:
-            try:
-                pid = supervisor.start(
-                    plan,
-                    run=run,
-                    report_fd=report_w,
-                    close_fds=(report_r,),
-                    warn=self.progress.warn,
-                )
-            finally:
-                os.close(report_w)
+            with mounts.closing(plans.pack(plan)) as plan_fd, mounts.closing(report_w):
+                nursery.fork(order, plan_fd, report_w, network=plan.wants_network)
         except OSError as error:
             os.close(report_r)
-            self._clear(None)
             raise SystemFailure(f"cannot start a supervisor: {error.strerror}") from error
-        except VzError:
-            os.close(report_r)
-            raise
         ready = False
         lines: list[dict[str, Any]] = []
-        try:
-            for line in reports.follow(report_r, self.progress):
-                lines.append(line)
-                ready = ready or "ready" in line
-                if ready and not follow:
-                    return lines
-        except VzError:
-            # It undoes what it did before it ends.
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            raise
-        with suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+        # After an error the pipe ends when the supervisor does, which has undone everything then.
+        for line in reports.follow(report_r, self.progress):
+            lines.append(line)
+            ready = ready or "ready" in line
+            if ready and not follow:
+                return lines
         if not ready:
             self._clear(state.load(self.paths, self.ctid))
             raise EnvironmentFailed("the container's supervisor died while it was started")

@@ -38,12 +38,15 @@ def choose_init(plan: Plan) -> init.Init:
 
 
 def fork(plan: Plan, cgroup: Cgroup, chosen: init.Init) -> Child:
-    """Fork the first process into its namespaces and control group; raises OSError."""
+    """Fork the first process into its namespaces and control group; raises OSError.
+
+    It is a child of this process's parent, the supervisor, which outlives this one.
+    """
     filter_ = seccomp.program(netfilter=plan.config.get("NETFILTER") != "disabled")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     entrance = cgroup.entrance()
     try:
-        pid = namespaces.fork(namespaces.OF_INIT, cgroup_fd=entrance.v2_fd)
+        pid = namespaces.fork(namespaces.OF_INIT | syscalls.CLONE_PARENT, cgroup_fd=entrance.v2_fd)
         if pid == 0:
             ours.close()
             boot.first_process(theirs, entrance, plan, chosen, filter_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,6 +127,21 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
         hostname_given=bool(config.get("HOSTNAME")),
         warnings=warnings,
     )
+
+
+def pack(plan: Plan) -> int:
+    """Return the descriptor of a memory file that holds ``plan``: it costs no process's memory."""
+    fd = os.memfd_create("plan", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        pickle.dump(plan, file, protocol=pickle.HIGHEST_PROTOCOL)
+    return fd
+
+
+def unpack(fd: int) -> Plan:
+    """Return the plan that ``pack`` put there."""
+    found = pickle.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    assert isinstance(found, Plan)
+    return found
 
 
 def reread(plan: Plan) -> Plan:

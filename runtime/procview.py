@@ -64,10 +64,6 @@ class Source:
         """Return the source for a container that starts now."""
         return cls(paths, ctid, time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
-    def up_s(self) -> float:
-        """Return for how long it has run, in seconds; only who made this may ask."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.boottime_s
-
 
 def directory(paths: Paths, ctid: int) -> str:
     """Return where the view of ``ctid`` is mounted on the server."""
@@ -106,6 +102,8 @@ def unmount(paths: Paths, ctid: int) -> None:
 
 
 _MNT_DETACH = 2
+#: A view nobody looks at is not served for longer, in seconds: most never are again.
+_IDLE_S = 15.0
 
 
 def bindings(paths: Paths, ctid: int) -> dict[str, int]:
@@ -143,14 +141,14 @@ def attach(root_fd: int, files: Mapping[str, int]) -> None:
                 move_mount(fd, place)
 
 
-def serve(fd: int, source: Source, up_s: float) -> None:
-    """Answer requests until the view is unmounted everywhere; for a process of its own.
+def serve(fd: int, source: Source) -> None:
+    """Answer requests until the view is unmounted or nobody looked at it for a while.
 
-    ``up_s`` is for how long the container had run when this process was forked: its own clock may
-    have another beginning (time_namespaces(7)).
+    For a process of its own. Another may go on with the same descriptor when it can be read.
+
+    Its clock must be that of whoever made ``source`` (time_namespaces(7)).
     """
-    started = time.clock_gettime(time.CLOCK_BOOTTIME) - up_s
-    Server(fd, View(source.paths, source.ctid, started, source.realtime_s)).run()
+    Server(fd, View(source.paths, source.ctid, source.boottime_s, source.realtime_s)).run()
 
 
 class Server:
@@ -170,13 +168,15 @@ class Server:
         self._sizes = [_LEAST_SIZE] * len(_NAMES)
 
     def run(self) -> None:
-        """Serve until the kernel ends the connection."""
+        """Serve until the kernel ends the connection or nobody asks."""
         fd, buffer = self._fd, bytearray(_BUFFER)
         buffers, poller = [buffer], select.poll()
         poller.register(fd, select.POLLIN)
         while True:
             pause_s = self._view.load.pause_s()
-            if pause_s is not None and not poller.poll(max(pause_s, 0) * 1000):
+            if not poller.poll(max(_IDLE_S if pause_s is None else pause_s, 0) * 1000):
+                if pause_s is None:
+                    return
                 self._view.load.sample()
                 continue
             try:

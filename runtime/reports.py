@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,22 @@ class Reporter:
         except BrokenPipeError:
             raise CallerGone from None
 
+    def ready(self) -> None:
+        """Say that the container is started or mounted; raises CallerGone."""
+        if self.fd >= 0:
+            try:
+                os.write(self.fd, b'{"ready": true}\n')
+            except BrokenPipeError:
+                raise CallerGone from None
+
+    def heed(self) -> None:
+        """Look whether anybody listens; raises CallerGone."""
+        if self.fd >= 0:
+            poller = select.poll()
+            poller.register(self.fd, 0)
+            if poller.poll(0):
+                raise CallerGone
+
     def say(self, message: str) -> None:
         """Pass ``message`` on; raises CallerGone."""
         self.send(say=message)
@@ -55,17 +72,11 @@ class Reporter:
         """Pass an error on, to be raised again by the command; raises CallerGone."""
         self.send(error=type(error).__name__, message=error.message, hint=error.hint)
 
-    def close(self) -> None:
-        """End the report."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
 
 def follow(fd: int, progress: Progress) -> Iterator[dict[str, Any]]:
     """Pass the messages from ``fd`` to ``progress``; yield every other line.
 
-    Raises the error the supervisor reports. Closes ``fd`` at the end.
+    Raises the error the supervisor reports, when it has ended. Closes ``fd`` at the end.
     """
     with open(fd, "rb") as pipe:
         for raw in pipe:
@@ -77,6 +88,7 @@ def follow(fd: int, progress: Progress) -> Iterator[dict[str, Any]]:
             elif "detail" in line:
                 progress.detail(line["detail"])
             elif "error" in line:
+                pipe.read()
                 raise _rebuilt(line)
             else:
                 yield line

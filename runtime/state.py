@@ -76,6 +76,8 @@ class RunState:
     supervisor: Process | None = None
     server: Process | None = None
     init: Process | None = None
+    #: The fork of the supervisor which starts or ends it.
+    worker: Process | None = None
     #: CLOCK_REALTIME of the start, in seconds; 0 when only mounted.
     started_s: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +102,7 @@ def load(paths: Paths, ctid: int) -> RunState | None:
         return None
     if raw.get("boot") != boot_id():
         return None
-    for name in ("supervisor", "server", "init"):
+    for name in ("supervisor", "server", "init", "worker"):
         if raw.get(name) is not None:
             raw[name] = Process(**raw[name])
     raw["phase"] = Phase(raw["phase"])

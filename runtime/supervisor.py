@@ -1,238 +1,204 @@
 """The process beside every mounted or running container: its keeper from start to last clean-up.
 
-States (``state.Phase``), written before they are relied upon:
+It only waits, and keeps what must outlive everything else: the descriptors of the file systems, the
+consoles, the children. Every act (``acts``: start, end, unmount) is done by a fork of it which
+tells what to keep and ends, so that the memory a start takes is not memory the container costs for
+as long as it runs. File servers are forked here too, before anything was done, for the same reason.
 
     mount → MOUNTED ──release──► gone
     start → STARTING ─► RUNNING ─► STOPPING ─► gone, or MOUNTED when told to stay mounted
                  ▲                    │
                  └─────reboot─────────┘
 
-It is the only one that mounts and unmounts, forks the file server and process 1 and waits for
-both. A command that dies while it starts a container takes the start with it: the report's pipe
-breaks and everything is undone. If the supervisor itself is killed, ``Container.reconcile`` of the
-next command undoes what it did.
+A command that dies while it starts a container takes the start with it: the report's pipe breaks
+and everything is undone. If the supervisor itself is killed, its act dies with it and
+``Container.reconcile`` of the next command undoes what was done.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
-import importlib
 import os
+import pickle
 import select
 import signal
 import socket
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
 
 from runtime import (
+    acts,
     children,
     control,
     events,
-    hooks,
-    idmap,
-    launch,
-    mounts,
-    namespaces,
     procview,
     resources,
-    resources_inside,
     seccomp,
     state,
     syscalls,
-    teardown,
-    unixsocket,
 )
-from runtime.cgroups import Cgroup, Limits
+from runtime.acts import Act, Kept, Outcome, Server
+from runtime.cgroups import Cgroup, Entrance
 from runtime.consoles import Consoles
-from runtime.errors import (
-    MountFailed,
-    MountPointFailed,
-    SystemFailure,
-    VzError,
-)
 from runtime.log import Log
-from runtime.plan import Plan, reread
+from runtime.paths import Paths
 from runtime.reports import CallerGone, Reporter
 from runtime.settings_resources import online_cpus
-from runtime.state import Phase, Process, RunState
+from runtime.state import Process
 from vzfs import server as vzfs_server
 
 #: A file server or an init that ends more often than this is not started again.
 _RESTARTS = 5
 _WITHIN_S = 30.0
+#: An act that dies is followed by a clean-up; one of those that dies, by another, so many times.
+_CLEANUPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a supervisor is forked for."""
+
+    paths: Paths
+    ctid: int
+    #: Start it, not only mount it.
+    run: bool
+    #: Process 1 keeps the caller's standard descriptors, and the caller hears how it ended.
+    follow: bool = False
+    #: It writes to the log.
+    logging: bool = True
+
+    def pack(self) -> bytes:
+        """Return it as bytes, without the many objects that ``pickle`` would write to."""
+        flags = b"".join(b"y" if flag else b"n" for flag in (self.run, self.follow, self.logging))
+        return b"%s%d %s" % (flags, self.ctid, os.fsencode(self.paths.root))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Order:
+        """Return what ``pack`` made bytes of."""
+        ctid, _, root = packed[3:].partition(b" ")
+        run, follow, logging = (flag == ord("y") for flag in packed[:3])
+        return cls(Paths(Path(os.fsdecode(root))), int(ctid), run, follow, logging)
 
 
 def preload() -> None:
     """Load and work out what forks need: nothing is imported or compiled after the fork."""
     vzfs_server.preload()
-    seccomp.program()
+    for netfilter in (True, False):
+        seccomp.program(netfilter=netfilter)
     # Their regular expressions are compiled at the first use: here once, not in every child.
     online_cpus()
     resources.cpu_mhz()
 
 
-def prepare(plan: Plan, warn: Callable[[str], None]) -> namespaces.IdRange:
-    """Make and limit the control groups of ``plan``; return the ids its user namespace gets.
+def run(order: bytes, plan_fd: int, report_fd: int, entrance: Entrance) -> NoReturn:
+    """Be the supervisor of the packed ``Order`` in this fresh fork.
 
-    Raises what limits raise; nothing is left then.
+    ``plan_fd`` holds the plan (``plan.pack``); it reports over ``report_fd`` (see ``reports``) and
+    keeps no other descriptor but the standard ones.
     """
-    group = Cgroup(plan.paths.tag, plan.ctid)
-    if group.exists():
-        group.kill()
-        # A group that was killed once is not used again: Linux 6.18 kills what clone3 puts there.
-        group.destroy()
-    ids = idmap.claim(plan.paths, plan.ctid)
+    log = None
+    status = 1
     try:
-        group.create(ids.first)
-        resources.apply_start(group, plan.config, plan.private, warn)
-        resources.balance(plan.paths.tag)
-        group.set(Limits(devices=plan.access.rules))
-    except VzError:
-        group.destroy()
-        raise
-    return ids
-
-
-def start(
-    plan: Plan,
-    *,
-    run: bool,
-    report_fd: int,
-    close_fds: tuple[int, ...],
-    warn: Callable[[str], None],
-) -> int:
-    """Fork the supervisor of ``plan``; return its process id.
-
-    ``run``: start it, not only mount it. It reports over ``report_fd`` (see ``reports``). Raises
-    OSError, or what ``prepare`` raises. What can be done before the fork is: each page a supervisor
-    writes to is memory that the container costs for as long as it runs.
-    """
-    preload()
-    if plan.wants_network:
-        importlib.import_module("runtime.net.attach")
-    ids = prepare(plan, warn) if run else None
-    group = Cgroup(plan.paths.tag, None)
-    group.create()
-    entrance = group.entrance()
-    try:
-        pid = namespaces.fork(cgroup_fd=entrance.v2_fd)
-        if pid == 0:
-            status = 1
-            try:
-                os.setsid()
-                for fd in close_fds:
-                    os.close(fd)
-                entrance.enter()
-                status = Supervisor(plan, report_fd).main(ids)
-            except BaseException:
-                Log(plan.paths.log, program="supervisor").write(
-                    traceback.format_exc(), ctid=plan.ctid
-                )
-            finally:
-                os._exit(status)
-        return pid
+        os.setsid()
+        entrance.enter()
+        # Before anything else: what this process has written to by then is twice in memory.
+        files = _forked_server("vzfs", serve_files)
+        read = Order.unpack(order)
+        log = Log(read.paths.log, program="supervisor", enabled=read.logging)
+        Supervisor(read, plan_fd, report_fd, files).main()
+        status = 0
+    except BaseException:
+        if log is not None:
+            log.write(traceback.format_exc())
     finally:
-        entrance.close()
+        os._exit(status)
+
+
+def _forked_server(name: str, serve: Callable[[], None]) -> tuple[Server, socket.socket]:
+    """Fork a server that waits to be told what to serve, and how to tell it. Raises OSError."""
+    near, far = acts.channel()
+    with far:
+        pid = children.fork_server(name, [far.fileno()], serve)
+    return Server(pid, os.pidfd_open(pid)), near
+
+
+def ignore_signals() -> None:
+    """Let nothing but a kill end the supervisors forked from here on, or this one."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Supervisor:
     """One container's keeper."""
 
-    def __init__(self, plan: Plan, report_fd: int) -> None:
-        """Keep the container of ``plan`` and report to ``report_fd``."""
-        self.plan = plan
-        self.report = Reporter(report_fd)
-        self.log = Log(
-            plan.paths.log,
-            program="supervisor",
-            enabled=plan.config.get("LOGGING", "yes") != "no",
+    def __init__(
+        self,
+        order: Order,
+        plan_fd: int,
+        report_fd: int,
+        files: tuple[Server, socket.socket],
+    ) -> None:
+        """Keep what ``order`` says and report to ``report_fd``; ``files`` is the file server."""
+        self.kept = Kept(
+            order.paths,
+            order.ctid,
+            order.run,
+            order.follow,
+            order.logging,
+            plan_fd,
+            report_fd,
+            os.getpid(),
+            server=files[0],
+            server_channel=files[1],
         )
-        self.cgroup = Cgroup(plan.paths.tag, plan.ctid)
         self.consoles = Consoles()
-        self.fuse_fd = -1
-        self.server = 0
-        self.init = 0
-        self.view_fd = -1
-        self.view = 0
-        self.view_source: procview.Source
-        self.state: RunState
-        #: A command is stopping it: no restart; afterwards unmount or not.
-        self.stopping = False
-        self.stay_mounted = False
-        self.released = False
+        self._over = False
+        #: The act that is done now, and where it tells what to keep.
+        self._act: Act | None = None
+        self._told: socket.socket
+        self._listener: socket.socket
+        self._cleanups = 0
+        #: Children that ended before it was said what they are.
+        self._ended: dict[int, int] = {}
+        self._init_status: int | None = None
+        #: A new file server is not in the run state yet.
+        self._replaced = False
+        #: Nobody serves the view, since nobody looks at it.
+        self._view_rests = False
         self._server_ends: list[float] = []
         self._reboots: list[float] = []
 
     # life
 
-    def main(self, ids: namespaces.IdRange | None) -> int:
-        """Start (with ``ids``) or mount, keep and clean up; return this process's exit status."""
+    def main(self) -> None:
+        """Start or mount, keep and clean up."""
         self._settle()
-        own = Process.of(os.getpid())
-        self.state = RunState(self.plan.ctid, Phase.STARTING, supervisor=own)
-        try:
-            with ExitStack() as undo:
-                self.state.save(self.plan.paths)
-                undo.callback(self._forget)
-                listener = unixsocket.listen(control.path(self.plan.paths, self.plan.ctid))
-                undo.callback(listener.close)
-                undo.callback(self._unmount)
-                if ids is not None:
-                    undo.callback(self._clear_init)
-                self._mount()
-                if ids is not None:
-                    self._start_init(self.plan, ids)
-                else:
-                    self._await_mount()
-                    self._save(phase=Phase.MOUNTED, server=Process.of(self.server))
-                self.report.send(ready=True)
-                undo.pop_all()
-        except VzError as error:
-            self.log.write(f"error: {error.message}", ctid=self.plan.ctid)
-            with suppress(CallerGone):
-                self.report.error(error)
-            return 1
-        except CallerGone:
-            self.log.write("the command died, its start is undone", ctid=self.plan.ctid)
-            return 1
-        except OSError as error:
-            text = f"{error.strerror} ({error.filename})" if error.filename else str(error)
-            self.log.write(f"error: {text}", ctid=self.plan.ctid)
-            with suppress(CallerGone):
-                self.report.error(SystemFailure(f"the container cannot be started: {text}"))
-            return 1
-        if not self.plan.inherit_stdio:
-            self.report.close()
-        self._forget_stdio()
-        with listener:
-            self._loop(listener)
-            self._unmount()
-        self._forget()
-        return 0
+        self._begin(Act.START)
+        self._loop()
 
     def _settle(self) -> None:
         """Become independent of the command this was forked from."""
-        # A collection would visit, and so copy, every page shared with the command.
+        # A collection would visit, and so copy, every page shared with the parent.
         gc.freeze()
-        syscalls.set_name(f"vz-{self.plan.ctid}")
+        syscalls.set_name(f"vz-{self.kept.ctid}")
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.umask(0o022)
         os.chdir("/")
         # The command's lock and connections must not live on in here.
-        keep = self.report.fd
-        if keep >= 0:
-            syscalls.close_range(3, keep - 1) if keep > 3 else None
-            syscalls.close_range(keep + 1)
-        else:
-            syscalls.close_range(3)
+        kept, first = self.kept, 3
+        assert kept.server is not None and kept.server_channel is not None
+        own = (kept.plan_fd, kept.report_fd, kept.server.pidfd, kept.server_channel.fileno())
+        for fd in sorted(own):
+            if fd > first:
+                syscalls.close_range(first, fd - 1)
+            first = fd + 1
+        syscalls.close_range(first)
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
@@ -243,220 +209,153 @@ class Supervisor:
             os.dup2(null, fd, inheritable=True)
         os.close(null)
 
-    def _warn(self, message: str) -> None:
-        self.log.write(f"warning: {message}", ctid=self.plan.ctid)
-        self.report.warn(message)
+    # acts
 
-    def _save(self, **changes: object) -> None:
-        self.state = replace(self.state, **changes)  # type: ignore[arg-type]  # field names
-        self.state.save(self.plan.paths)
+    def _begin(self, act: Act) -> None:
+        """Fork the process that does ``act``, and a server of the view that waits for it."""
+        kept = self.kept
+        if act is not Act.END and kept.run:
+            kept.view, kept.view_channel = _forked_server("procview", serve_view)
+        self._told, theirs = acts.channel()
+        self._ended.clear()
+        with theirs:
+            if os.fork() == 0:
+                self._told.close()
+                acts.do(act, kept, theirs, self._init_status)
+        self._act = act
+        for channel in (kept.server_channel, kept.view_channel):
+            if channel is not None:
+                channel.close()
+        kept.server_channel = kept.view_channel = None
 
-    def _forget(self) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(control.path(self.plan.paths, self.plan.ctid))
-        state.forget(self.plan.paths, self.plan.ctid)
+    def _heed(self) -> None:
+        """Keep what the act hands over, and go on when it ends."""
+        kept = self.kept
+        while self._act is not None:
+            try:
+                data, fds, _flags, _address = socket.recv_fds(
+                    self._told, acts.LONGEST, 4, socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self._act_died()
+                return
+            word, value = data[:1], data[1:]
+            if word == acts.FILES:
+                kept.fuse_fd, kept.options = fds[0], value
+            elif word == acts.UNMOUNTED:
+                self._drop_files()
+            elif word == acts.VIEW:
+                kept.view_fd, kept.source = fds[0], value
+            elif word == acts.LISTENER:
+                self._listener = socket.socket(fileno=fds[0])
+            elif word == acts.PLAN:
+                os.close(kept.plan_fd)
+                kept.plan_fd = fds[0]
+            elif word == acts.CONSOLES:
+                self.consoles.replace(fds)
+            elif word == acts.INIT:
+                kept.init = int(value)
+                self._init_status = self._ended.pop(kept.init, None)
+            elif word == acts.OUTCOME:
+                self._act_ended(Outcome(value.decode()))
 
-    # the mount
+    def _act_died(self) -> None:
+        """Have another act clear what one that was killed half-way left."""
+        act, self._act = self._act, None
+        self._told.close()
+        self._cleanups += 1
+        self.kept.log.write(f"the process of its {act} died", ctid=self.kept.ctid)
+        if self._cleanups <= _CLEANUPS:
+            self._begin(Act.END)
+        else:
+            self._over = True
 
-    def _mount(self) -> None:
-        plan = self.plan
-        hooks.run_on_host(plan.paths, plan.ctid, "premount", plan.private, plan.target)
+    def _act_ended(self, outcome: Outcome) -> None:
+        """Go on from where the act has led."""
+        act, self._act = self._act, None
+        self._told.close()
+        kept = self.kept
+        if act is Act.END:
+            self._drop_view()
+            self.consoles.replace([])
+            kept.init, self._init_status = 0, None
+        if outcome is Outcome.GONE:
+            self._over = True
+        elif outcome is Outcome.AGAIN:
+            self._begin(Act.AGAIN)
+        else:
+            kept.mounted = outcome is Outcome.MOUNTED
+            if kept.mounted:
+                kept.run = kept.stopping = kept.stay_mounted = False
+            if act is Act.START:
+                self._let_go()
+            if self._replaced and self._act is None:
+                self._note_server()
+
+    def _let_go(self) -> None:
+        """Tell the command that it is done, and keep nothing of the command's."""
+        kept = self.kept
+        self._forget_stdio()
         try:
-            os.makedirs(plan.target.parent, mode=0o700, exist_ok=True)
-            with suppress(FileExistsError):
-                os.mkdir(plan.target, 0o700)
-        except OSError as error:
-            raise MountPointFailed(
-                f"cannot make mount point {plan.target}: {error.strerror}"
-            ) from error
-        try:
-            self.fuse_fd = vzfs_server.open_device()
-            # Only the container's own view lets setuid bits count; the host's must not.
-            vzfs_server.mount(self.fuse_fd, plan.options, plan.target, nosuid=True)
-        except OSError as error:
-            raise MountFailed(
-                f"cannot mount {plan.private} at {plan.target}: {error.strerror}",
-                hint="modprobe fuse" if error.errno in (errno.ENODEV, errno.ENOENT) else "",
-            ) from error
-        self._serve(resume=False)
-
-    def _await_mount(self) -> None:
-        """Wait until the file server answers and run the scripts that may use the mount."""
-        plan = self.plan
-        self._await_server()
-        hooks.run_on_host(plan.paths, plan.ctid, "mount", plan.private, plan.target)
-        self.report.say("Container is mounted")
-
-    def _serve(self, *, resume: bool) -> None:
-        """Fork the file server; ``_await_server`` before anything asks it: the dead do not answer.
-
-        The fork and what the start does besides go on at the same time.
-        """
-        self._ready_r, ready_w = os.pipe2(os.O_CLOEXEC)
-
-        def serve() -> None:
-            fuse_fd, ready_fd = children.FIRST_FD, children.FIRST_FD + 1
-
-            def tell() -> None:
-                os.write(ready_fd, b"R")
-                os.close(ready_fd)
-
-            vzfs_server.serve(fuse_fd, self.plan.options, resume, ready=tell)
-
-        try:
-            self.server = children.fork_server(
-                "vzfs", [self.fuse_fd, ready_w], serve, self.log, self.plan.ctid
-            )
-        finally:
-            os.close(ready_w)
-
-    def _await_server(self) -> None:
-        answered = os.read(self._ready_r, 1)
-        os.close(self._ready_r)
-        if not answered:
-            raise MountFailed(f"the file server of {self.plan.private} does not start")
-
-    def _unmount(self) -> None:
-        """Unmount and end the file server; run the scripts. Idempotent."""
-        plan = self.plan
-        if mounts.is_mount_point(plan.target):
-            with suppress(VzError):
-                hooks.run_on_host(plan.paths, plan.ctid, "umount", plan.private, plan.target)
-            busy = teardown.unmount(plan.target)
-            if busy:
-                self.log.write(f"{plan.target} was in use on the host", ctid=plan.ctid)
-        if self.fuse_fd >= 0:
-            # The last descriptors but the server's: should it hang, the connection ends with it.
-            os.close(self.fuse_fd)
-            self.fuse_fd = -1
-        if self.server:
-            teardown.wait_or_kill(self.server)
-            self.server = 0
-            with suppress(VzError):
-                hooks.run_on_host(plan.paths, plan.ctid, "postumount", plan.private, plan.target)
-
-    # process 1
-
-    def _start_init(self, plan: Plan, ids: namespaces.IdRange) -> None:
-        self.view_source = procview.Source.starting(plan.paths, plan.ctid)
-        namespaces.new_time_for_children()
-        self._show_view(plan)
-        if self.state.server is None:
-            self._await_mount()
-        resources.share_server(plan.paths.tag, plan.ctid, self.server)
-        chosen = launch.choose_init(plan)
-        child = launch.fork(plan, self.cgroup, chosen)
-        self.init = pid = child.pid
-        files = procview.bindings(plan.paths, plan.ctid).values() if self.view else ()
-        self.consoles.replace(launch.bring_up(child, plan, ids, list(files)))
-        # Until here a death of this process is undone through the control group alone: the ids of
-        # the processes are relied upon from now on.
-        self._save(
-            phase=Phase.RUNNING,
-            server=Process.of(self.server),
-            init=Process.of(pid),
-            started_s=time.time(),
-            extra={
-                "halt": int(chosen.halt_signal),
-                "halt_commands": [list(words) for words in chosen.halt_commands],
-                "init": str(chosen.kind),
-                "first_id": ids.first,
-            },
-        )
-        events.emit(plan.paths, plan.ctid, "started", init=str(chosen.kind))
-
-    # its own /proc
-
-    def _show_view(self, plan: Plan) -> None:
-        """Mount and serve what it sees of /proc; without that it sees the server's figures."""
-        try:
-            resources_inside.write_view(plan.paths, plan.config)
-            self.view_fd = procview.mount(plan.paths, plan.ctid)
-        except OSError as error:
-            self._warn(f"/proc inside shows the server: {error.strerror}")
-            return
-        self._serve_view()
-
-    def _serve_view(self) -> None:
-        # Asked here: a child's clock may begin with the container.
-        up_s = self.view_source.up_s()
-        self.view = children.fork_server(
-            "procview",
-            [self.view_fd],
-            lambda: procview.serve(children.FIRST_FD, self.view_source, up_s),
-            self.log,
-            self.plan.ctid,
-        )
-
-    def _view_ended(self, status: int) -> None:
-        """Serve the view again after its server died; its readers only waited."""
-        self.view = 0
-        if self.view_fd >= 0 and os.waitstatus_to_exitcode(status) != 0:
-            self.log.write(
-                "what serves /proc inside died and is started again", ctid=self.plan.ctid
-            )
-            self._serve_view()
-
-    def _hide_view(self) -> None:
-        """Unmount the view and end its server; idempotent."""
-        procview.unmount(self.plan.paths, self.plan.ctid)
-        resources_inside.forget_view(self.plan.paths, self.plan.ctid)
-        if self.view_fd >= 0:
-            os.close(self.view_fd)
-            self.view_fd = -1
-        if self.view:
-            teardown.wait_or_kill(self.view)
-            self.view = 0
-
-    def _clear_init(self) -> None:
-        """Remove what belonged to process 1: its processes, network, control groups. Idempotent."""
-        with suppress(VzError):
-            self.cgroup.thaw()
-        self.cgroup.kill()
-        if self.init:
-            with suppress(ChildProcessError):
-                os.waitpid(self.init, 0)
-            self.init = 0
-        self.consoles.replace([])
-        self._hide_view()
-        resources.release_server(self.plan.paths.tag, self.plan.ctid, self.server)
-        teardown.network(self.plan.paths, self.plan.ctid, self.plan.config)
-        self.cgroup.destroy()
+            Reporter(kept.report_fd).ready()
+        except CallerGone:
+            kept.log.write("the command died, its start is undone", ctid=kept.ctid)
+            self._begin(Act.END)
+        if not kept.follow:
+            os.close(kept.report_fd)
+            kept.report_fd = -1
 
     # keeping
 
-    def _loop(self, listener: socket.socket) -> None:
+    def _loop(self) -> None:
         """Keep the container until it ended and shall not be restarted, or was released."""
         poller = select.poll()
-        while (self.init or self.state.phase is Phase.MOUNTED) and not self.released:
-            watched = {self._wake_r, listener.fileno(), *self.consoles.descriptors()}
+        while not self._over:
+            # Who asks during an act is answered when it is done.
+            talk = self._told.fileno() if self._act else self._listener.fileno()
+            watched = {self._wake_r, talk, *self.consoles.descriptors()}
+            if self._view_rests:
+                watched.add(self.kept.view_fd)
             for fd in watched:
                 poller.register(fd, select.POLLIN)
-            ready = [fd for fd, _events in poller.poll()]
+            ready = poller.poll()
             for fd in watched:
                 poller.unregister(fd)
-            for fd in ready:
+            for fd, found in ready:
                 if fd == self._wake_r:
                     with suppress(BlockingIOError):
                         os.read(fd, 4096)
-                elif fd == listener.fileno():
-                    self._answer(listener)
+                elif fd == talk and self._act:
+                    self._heed()
+                elif fd == talk:
+                    self._answer()
+                elif self._view_rests and fd == self.kept.view_fd:
+                    self._wake_view(found)
                 else:
                     self.consoles.handle(fd)
             self._reap()
+            if self._init_status is not None and self._act is None and not self._over:
+                self.kept.may_reboot = self._may_reboot(self._init_status)
+                self._begin(Act.END)
 
-    def _answer(self, listener: socket.socket) -> None:
-        connection, _address = listener.accept()
+    def _answer(self) -> None:
+        connection, _address = self._listener.accept()
+        kept = self.kept
         try:
             request = control.read_request(connection)
             if request.get("op") == "stopping":
-                self.stopping = True
-                self.stay_mounted = request.get("umount") is False
+                kept.stopping = True
+                kept.stay_mounted = request.get("umount") is False
                 control.answer(connection, agreed=True)
             elif request.get("op") == "release":
-                agreed = self.state.phase is Phase.MOUNTED
-                self.released = agreed
+                agreed = kept.mounted
                 control.answer(connection, agreed=agreed)
+                if agreed:
+                    self._begin(Act.END)
             elif request.get("op") == "console":
                 number = int(request.get("number", 0))
                 master, tail = self.consoles.lend(number, connection)
@@ -466,10 +365,13 @@ class Supervisor:
             else:
                 control.answer(connection, agreed=False)
         except (OSError, ValueError) as error:
-            self.log.write(f"a request failed: {error}", ctid=self.plan.ctid, level=1)
+            kept.log.write(f"a request failed: {error}", ctid=kept.ctid, level=1)
         connection.close()
 
     def _reap(self) -> None:
+        kept = self.kept
+        # What an act told before it ended somebody comes first.
+        self._heed()
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -477,66 +379,129 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            if pid == self.server:
-                self._server_ended(status)
-            elif pid == self.view:
-                self._view_ended(status)
-            elif pid == self.init:
-                self.init = 0
-                self._init_ended(os.waitstatus_to_exitcode(status))
+            if kept.server is not None and pid == kept.server.pid:
+                self._server_ended(os.waitstatus_to_exitcode(status))
+            elif kept.view is not None and pid == kept.view.pid:
+                self._view_ended(os.waitstatus_to_exitcode(status))
+            elif pid == kept.init:
+                self._init_status = os.waitstatus_to_exitcode(status)
+            else:
+                self._ended[pid] = os.waitstatus_to_exitcode(status)
 
-    def _server_ended(self, status: int) -> None:
-        self.server = 0
-        if os.waitstatus_to_exitcode(status) == 0 and self.state.phase is Phase.MOUNTED:
-            # Unmounted by hand.
-            self.released = True
-            return
-        now = time.monotonic()
-        self._server_ends = [then for then in self._server_ends if now - then < _WITHIN_S] + [now]
-        if len(self._server_ends) <= _RESTARTS:
-            self.log.write("the file server died and is started again", ctid=self.plan.ctid)
-            events.emit(self.plan.paths, self.plan.ctid, "file-server-restarted")
-            with suppress(VzError):
-                self._serve(resume=True)
-                self._await_server()
-                resources.share_server(self.plan.paths.tag, self.plan.ctid, self.server)
-                self._save(server=Process.of(self.server))
-                return
-        self.log.write("the file server keeps dying: the container is killed", ctid=self.plan.ctid)
-        # Without a server everything inside would hang: end the connection, then the processes.
-        os.close(self.fuse_fd)
-        self.fuse_fd = -1
-        self.stopping = True
-        self.released = True
-        self.cgroup.kill()
-
-    def _init_ended(self, code: int) -> None:
-        """Process 1 is gone, and every other of the container with it: restart or clean up."""
-        reboot = code == -signal.SIGHUP
-        how = {-signal.SIGHUP: "reboot", -signal.SIGINT: "power-off"}.get(code, f"status {code}")
-        self.log.write(f"init ended ({how})", ctid=self.plan.ctid)
-        events.emit(self.plan.paths, self.plan.ctid, "stopped", how=how)
-        if self.plan.inherit_stdio:
-            with suppress(CallerGone):
-                self.report.send(exit=code if code >= 0 else 128 - code)
-        self._save(phase=Phase.STOPPING, init=None)
-        self._clear_init()
-        if reboot and not self.stopping and self._may_reboot():
-            try:
-                self.plan = reread(self.plan)
-                self._save(phase=Phase.STARTING)
-                self._start_init(self.plan, prepare(self.plan, self._warn))
-                return
-            except (VzError, OSError) as error:
-                self.log.write(f"the restart failed: {error}", ctid=self.plan.ctid)
-                self._clear_init()
-        if self.stay_mounted:
-            self._save(phase=Phase.MOUNTED, started_s=0.0, extra={})
-            self.stopping = self.stay_mounted = False
-
-    def _may_reboot(self) -> bool:
-        if self.plan.config.get("ALLOWREBOOT", "yes") != "yes":
+    def _may_reboot(self, status: int) -> bool:
+        if status != -signal.SIGHUP:
             return False
         now = time.monotonic()
         self._reboots = [then for then in self._reboots if now - then < _WITHIN_S] + [now]
         return len(self._reboots) <= _RESTARTS
+
+    # servers
+
+    def _server_ended(self, code: int) -> None:
+        """Serve the files again: whoever uses them only waited."""
+        kept = self.kept
+        assert kept.server is not None
+        os.close(kept.server.pidfd)
+        kept.server = None
+        if kept.fuse_fd < 0:
+            return  # it never served, or is not to any more
+        if code == 0:
+            # Unmounted, if not by an act then by hand.
+            if kept.mounted and self._act is None:
+                self._begin(Act.END)
+            return
+        now = time.monotonic()
+        self._server_ends = [then for then in self._server_ends if now - then < _WITHIN_S] + [now]
+        if len(self._server_ends) <= _RESTARTS:
+            self.kept.log.write(
+                f"the file server died ({code}) and is started again", ctid=self.kept.ctid
+            )
+            kept.server, channel = _forked_server("vzfs", serve_files)
+            with channel:
+                acts.give(channel, kept, acts.RESUMED, kept.options, kept.fuse_fd)
+            self._replaced = True
+            if self._act is None:
+                self._note_server()
+            return
+        self.kept.log.write(
+            "the file server keeps dying: the container is killed", ctid=self.kept.ctid
+        )
+        # Without a server everything inside would hang: end the connection, then the processes.
+        self._drop_files()
+        kept.stopping = True
+        Cgroup(kept.paths.tag, kept.ctid).kill()
+        if kept.mounted and self._act is None:
+            self._begin(Act.END)
+
+    def _drop_files(self) -> None:
+        if self.kept.fuse_fd >= 0:
+            os.close(self.kept.fuse_fd)
+            self.kept.fuse_fd = -1
+
+    def _note_server(self) -> None:
+        """Write down which process serves the files now, and limit it as the former one was."""
+        paths, ctid = self.kept.paths, self.kept.ctid
+        self._replaced = False
+        events.emit(paths, ctid, "file-server-restarted")
+        server, now = self.kept.server, state.load(paths, ctid)
+        if server is None or now is None:
+            return
+        resources.share_server(paths.tag, ctid, server.pid)
+        replace(now, server=Process.of(server.pid)).save(paths)
+
+    def _view_ended(self, code: int) -> None:
+        """Have the view served again: at once after a death, else when somebody looks."""
+        kept = self.kept
+        assert kept.view is not None
+        os.close(kept.view.pidfd)
+        kept.view = None
+        if kept.view_fd < 0 or self._act is Act.END:
+            return
+        if code == 0:
+            self._view_rests = True
+            return
+        kept.log.write("what serves /proc inside died and is started again", ctid=kept.ctid)
+        self._serve_view()
+
+    def _wake_view(self, found: int) -> None:
+        """Somebody looks at a view that nobody serves, or it was unmounted (POLLERR)."""
+        self._view_rests = False
+        if found & select.POLLIN:
+            self._serve_view()
+
+    def _serve_view(self) -> None:
+        kept = self.kept
+        kept.view, channel = _forked_server("procview", serve_view)
+        with channel:
+            acts.give(channel, kept, acts.FRESH, kept.source, kept.view_fd)
+
+    def _drop_view(self) -> None:
+        kept = self.kept
+        if kept.view_fd >= 0:
+            os.close(kept.view_fd)
+            kept.view_fd = -1
+            self._view_rests = False
+        if kept.view is not None:
+            os.close(kept.view.pidfd)
+            kept.view = None
+
+
+# What the servers run, in processes of their own: told over descriptor FIRST_FD what to serve.
+
+
+def serve_files() -> None:
+    """Serve a container's files until they are unmounted."""
+
+    def serve(given: acts.Given) -> None:
+        vzfs_server.serve(given.fd, pickle.loads(given.what), given.resumed, ready=given.ready)
+
+    acts.serve("vzfs", children.FIRST_FD, serve)
+
+
+def serve_view() -> None:
+    """Serve a container's view of /proc while somebody looks."""
+    acts.serve(
+        "procview",
+        children.FIRST_FD,
+        lambda given: procview.serve(given.fd, pickle.loads(given.what)),
+    )

@@ -28,6 +28,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_INTO_CGROUP = 0x200000000
 
 # linux/mount.h
@@ -183,7 +184,9 @@ def clone3(flags: int, *, cgroup_fd: int = -1) -> int:
     if cgroup_fd >= 0:
         flags |= CLONE_INTO_CGROUP
         into = cgroup_fd
-    packed = _CLONE_ARGS.pack(flags, 0, 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, into)
+    # A sibling's end is told to the parent as our own is: no signal may be named (clone3(2)).
+    signal = 0 if flags & CLONE_PARENT else _SIGCHLD
+    packed = _CLONE_ARGS.pack(flags, 0, 0, 0, signal, 0, 0, 0, 0, 0, into)
     buffer = ctypes.create_string_buffer(packed, len(packed))
     address = ctypes.addressof(buffer)
     _before_fork()

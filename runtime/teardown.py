@@ -52,19 +52,13 @@ def unmount(target: Path, *, patience_s: float = 0.2) -> bool:
     return busy
 
 
-def wait_or_kill(pid: int, *, timeout_s: float = _SERVER_TIMEOUT_S) -> None:
-    """Wait for the child ``pid`` to end, kill it when it does not."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    with mounts.closing(pidfd):
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        if not poller.poll(timeout_s * 1000):
-            os.kill(pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+def wait_or_kill(pidfd: int, *, timeout_s: float = _SERVER_TIMEOUT_S) -> None:
+    """Wait for the process ``pidfd`` names to end, kill it when it does not."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    if not poller.poll(timeout_s * 1000):
+        syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+        poller.poll(timeout_s * 1000)
 
 
 def end_process(process: Process | None, *, timeout_s: float = 5.0) -> None:

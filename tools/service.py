@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from runtime import unixsocket
+from runtime import nursery, unixsocket
 from runtime.net import keeper
 from runtime.paths import Paths
 from tools.client import MAGIC, connect
@@ -97,6 +97,7 @@ def serve(paths: Paths, *, idle_s: float = IDLE_S) -> int:
     except BlockingIOError:
         return 0
     code = fingerprint()
+    nursery.begin()
     preload()
     # Children are never waited for here: their clients hear from them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -114,9 +115,6 @@ def preload() -> None:
     """Import what commands need, then keep the collector away from pages shared with children."""
     for module in _PRELOAD:
         importlib.import_module(module)
-    from vzfs import server
-
-    server.preload()
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -39,7 +39,7 @@ def main() -> int:
         fd = procview.mount(paths, 101)
         server = os.fork()
         if server == 0:
-            procview.serve(fd, source, 0.0)
+            procview.serve(fd, source)
             os._exit(0)
         os.close(fd)
         results = []

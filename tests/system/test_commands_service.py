@@ -114,3 +114,35 @@ def test_a_service_of_older_code_is_replaced(warm_system):
         assert second != first
     finally:
         os.utime(module, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def named(system, name: str) -> list[int]:
+    return [
+        pid for pid in system.processes() if Path(f"/proc/{pid}/comm").read_text().strip() == name
+    ]
+
+
+def test_supervisors_come_from_the_nursery_and_without_it_from_the_command(warm_system):
+    warm_system.create(101)
+    warm_system.create(102)
+    await_service(warm_system)
+    (nursery,) = named(warm_system, "vz-nursery")
+    warm_system.ok("vzctl", "start", 101)
+    os.kill(nursery, signal.SIGKILL)
+    warm_system.ok("vzctl", "start", 102)
+    for ctid in (101, 102):
+        assert warm_system.ok("vzctl", "exec", ctid, "echo", "yes") == "yes\n"
+        warm_system.ok("vzctl", "stop", ctid, "--fast")
+
+
+def test_the_nursery_ends_with_the_service(warm_system):
+    warm_system.create(101)
+    await_service(warm_system)
+    (nursery,) = named(warm_system, "vz-nursery")
+    pid = service_pid(warm_system)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while nursery in warm_system.processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert nursery not in warm_system.processes()

@@ -140,6 +140,35 @@ def test_a_start_killed_at_any_moment_leaves_nothing_that_hinders(
         stopped_clean(made)
 
 
+@pytest.mark.parametrize("verb", ["start", "stop"])
+def test_an_act_that_is_killed_is_cleared_by_its_supervisor(made: System, verb: str) -> None:
+    """The supervisor's fork that starts or ends the container dies in the middle of it."""
+    hit = 0
+    for _round in range(8):
+        if verb == "stop":
+            made.ok("vzctl", "start", CT)
+        process = made.popen(
+            "vzctl", verb, CT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None:
+            run = state.load(made.paths, CT)
+            if run is not None and run.worker is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(run.worker.pid, signal.SIGKILL)
+                    hit += 1
+                break
+            time.sleep(0.001)
+        process.wait(60)
+        if verb == "start" and process.returncode == 0:
+            made.ok("vzctl", "stop", CT, "--fast")  # the kill came too late
+        until(lambda: state.load(made.paths, CT) is None)
+        stopped_clean(made)
+    assert hit > 2
+    made.ok("vzctl", "start", CT)
+    assert works(made)
+    made.ok("vzctl", "stop", CT, "--fast")
+
+
 def test_a_stop_killed_at_any_moment_can_be_finished(made: System) -> None:
     chance = random.Random(7)
     for _round in range(6):

@@ -22,6 +22,7 @@ from runtime.errors import (
 )
 from runtime.paths import Paths
 from runtime.progress import Silent
+from runtime.supervisor import Order
 
 
 def test_the_bounding_set_is_the_default_list_and_what_a_namespaced_init_needs() -> None:
@@ -140,7 +141,7 @@ def test_an_error_of_the_supervisor_is_raised_again_by_the_command() -> None:
     reporter = reports.Reporter(write)
     reporter.say("one")
     reporter.error(TemplateMissing("a layer is gone", hint="build it"))
-    reporter.close()
+    os.close(write)
     with pytest.raises(TemplateMissing, match="a layer is gone") as caught:
         list(reports.follow(read, Silent()))
     assert caught.value.hint == "build it"
@@ -152,8 +153,12 @@ def test_a_report_nobody_reads_says_so() -> None:
     reporter = reports.Reporter(write)
     with pytest.raises(reports.CallerGone):
         reporter.say("one")
-    reporter.close()
-    reporter.say("after the end nothing is said")
+    with pytest.raises(reports.CallerGone):
+        reporter.heed()
+    with pytest.raises(reports.CallerGone):
+        reporter.ready()
+    os.close(write)
+    reports.Reporter(-1).say("to nobody, nothing is said")
 
 
 def test_a_script_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
@@ -177,3 +182,9 @@ def test_the_environment_of_init_takes_the_configured_variables(tmp_path: Path) 
     assert environment["A"] == "1" and environment["B"] == "x=y"
     assert environment["container"]
     assert json.dumps(environment)
+
+
+@pytest.mark.parametrize("root", ["/", "/some where/100 %/\udcff"])
+def test_an_order_is_the_same_after_its_way_to_the_supervisor(root: str) -> None:
+    order = Order(Paths(Path(root)), 4711, run=True, follow=False, logging=True)
+    assert Order.unpack(order.pack()) == order
