@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tools import (
     diagnose,
+    recover,
     reinstall,
     report,
     sharing,
@@ -27,6 +28,7 @@ _CONTAINER_VERBS = (
     *diagnose.VERBS,
     *report.VERBS,
     *reinstall.VERBS,
+    *recover.VERBS,
     *verbs_svc.VERBS,
 )
 #: The rows of each kind by word, aliases included.
