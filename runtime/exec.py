@@ -30,8 +30,8 @@ from runtime import (
 )
 from runtime.cgroups import Cgroup
 from runtime.errors import InvalidOption, NotRunning, SystemFailure
+from runtime.features import switches
 from runtime.paths import Paths
-from runtime.settings_access import parse_switches
 from runtime.state import Phase, RunState
 
 #: Statuses of a shell for what could not be executed (POSIX, 2.8.2).
@@ -105,7 +105,7 @@ def spawn(paths: Paths, ctid: int, capability: str | None, command: Command) -> 
     """
     run = running(paths, ctid)
     assert run.init is not None
-    capabilities = caps.numbers(caps.bounding(parse_switches(capability)))
+    capabilities = caps.numbers(caps.bounding(switches(capability)))
     filter_ = seccomp.program()
     with ExitStack() as closing:
         try:
