@@ -186,7 +186,7 @@ def _apply(
 
 #: Settings which only commands read: nothing in a running container depends on them.
 _AT_ONCE = frozenset(
-    ("description", "onboot", "bootorder", "disabled", "stop-timeout", "allowreboot")
+    ("description", "onboot", "bootorder", "disabled", "stop-timeout", "allowreboot", "autostop")
 )
 
 

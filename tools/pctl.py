@@ -15,6 +15,7 @@ from tools import (
     verbs_events,
     verbs_life,
     verbs_list,
+    verbs_state,
     verbs_svc,
     verbs_vm,
 )
@@ -25,6 +26,7 @@ from tools.environments import Kind
 _CONTAINER_VERBS = (
     *verbs_container.VERBS,
     *verbs_life.VERBS,
+    *verbs_state.VERBS,
     *diagnose.VERBS,
     *report.VERBS,
     *reinstall.VERBS,
