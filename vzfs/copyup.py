@@ -153,6 +153,36 @@ class CopyUp(Overlay):
             node = node.twin
         if not node.has_copy:
             self._copy_file(node, data)
+        elif node.up is self.index_place:
+            self._show(node)
+
+    def _show(self, node: File) -> None:
+        """Give an indexed copy the name it is used by in the private layer, too.
+
+        That is for whoever looks into the private area without us. Here the copy is found through
+        the index by all of its names, so it may fail (no room, too many names).
+        """
+        parent, name = node.parent, node.name
+        if parent is None or not parent.lows:
+            return
+        found = layers.find_lower(parent.lows, name)
+        if found is None or found.directories:
+            return
+        slot = self.stack.layers[found.place.layer].slot
+        if index_name(slot, found.stat.st_ino) != node.upname:
+            return
+        try:
+            parent_fd = self.private(parent)
+            times = os.fstat(parent_fd)
+            self.make_impure(parent)
+            index = self.index_place.fd
+            os.link(
+                node.upname, name, src_dir_fd=index, dst_dir_fd=parent_fd, follow_symlinks=False
+            )
+            _set_times(parent_fd, times)
+        except OSError:
+            return
+        node.up, node.upname = parent.up, name
 
     def _copy_file(self, node: File, data: int | None) -> None:
         st = self.stat_lower(node)
@@ -187,6 +217,7 @@ class CopyUp(Overlay):
                 self.indexed.add((slot, st.st_ino))
                 node.up, node.upname = self.index_place, entry
                 node.links = names
+                self._show(node)
             else:
                 assert node.parent is not None
                 times = os.fstat(parent_fd)
@@ -298,6 +329,8 @@ class CopyUp(Overlay):
                 self.data_changed(node)
             else:
                 self.own(node)
+        elif node.up is self.index_place:
+            self._show(node)
         if not node.meta:
             self._separate(node)
             return
