@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vzfs import protocol
 from vzfs.inodes import File
 from vzfs.kernelreplies import GONE, Replies
+from vzfs.options import SESSION
 from vzfs.protocol import OUT_HEADER, OUT_SIZE
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 _IN = protocol.IN_SIZE
 #: Backing files kept registered after the last open, for the next one.
 _BACKINGS = 128
+#: Ids of a former server which are closed at once, and between requests.
+_CLOSED_AT_FIRST = 1 << 14
+_CLOSED_AT_A_TIME = 256
 
 
 class FileRequests(Replies):
@@ -29,6 +33,28 @@ class FileRequests(Replies):
         super().__init__(fd, core, flags)
         #: Registered backing files nobody has open, oldest first: node id → node.
         self._idle: dict[int, File] = {}
+        #: The highest id a former server may have left registered, 0 when none is left.
+        self._left = 0
+
+    def find_left_backings(self) -> None:
+        """Begin to close what the former server had registered: it pins deleted files.
+
+        The kernel gives ids out in turn (fs/fuse/backing.c), so all below a fresh one are its.
+        What was open stays open, that does not depend on the id.
+        """
+        fd = os.open(SESSION, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.core.stack.work)
+        try:
+            self._left = self._register(fd)
+        finally:
+            os.close(fd)
+        self.close_left_backings(_CLOSED_AT_FIRST)
+
+    def close_left_backings(self, count: int = _CLOSED_AT_A_TIME) -> None:
+        """Close ``count`` of them, the newest first."""
+        last = max(0, self._left - count)
+        for number in range(self._left, last, -1):
+            self._unregister(number)
+        self._left = last
 
     def _open(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         flags, _ = protocol.OPEN_IN.unpack_from(view, _IN)
@@ -84,27 +110,36 @@ class FileRequests(Replies):
         if own:
             fd = self.core.open_file(node, os.O_RDONLY | os.O_NOATIME | os.O_NONBLOCK)
         try:
-            request = bytearray(protocol.BACKING_MAP.pack(fd, 0, 0))
-            node.backing = fcntl.ioctl(self.fd, protocol.DEV_IOC_BACKING_OPEN, request)
+            node.backing = self._register(fd)
             node.backing_private = node.private
-        except OSError as error:
-            # A layer the kernel will not pass through (another FUSE, a stack too deep).
-            if error.errno not in (errno.ELOOP, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM):
-                raise
-            return 0
         finally:
             if own:
                 os.close(fd)
         return node.backing
 
-    def _close_backing(self, node: File) -> None:
-        self._idle.pop(node.nid, None)
-        backing, node.backing = node.backing, 0
+    def _register(self, fd: int) -> int:
+        """Return a new id of a backing file, 0 when the kernel will not pass through to it."""
+        request = bytearray(protocol.BACKING_MAP.pack(fd, 0, 0))
+        try:
+            backing: int = fcntl.ioctl(self.fd, protocol.DEV_IOC_BACKING_OPEN, request)
+        except OSError as error:
+            # Another FUSE, a stack too deep.
+            if error.errno not in (errno.ELOOP, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM):
+                raise
+            return 0
+        return backing
+
+    def _unregister(self, backing: int) -> None:
         try:
             fcntl.ioctl(self.fd, protocol.DEV_IOC_BACKING_CLOSE, struct.pack("<I", backing))
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
+
+    def _close_backing(self, node: File) -> None:
+        self._idle.pop(node.nid, None)
+        backing, node.backing = node.backing, 0
+        self._unregister(backing)
 
     def _release(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         _, flags, _, _ = protocol.RELEASE_IN.unpack_from(view, _IN)
@@ -184,8 +219,14 @@ class FileRequests(Replies):
 
     def _fsync(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         _, flags, _ = protocol.FSYNC_IN.unpack_from(view, _IN)
-        data_only = bool(flags & protocol.FSYNC_FDATASYNC)
-        self.core.fsync(self.core.node(nid), data_only=data_only)
+        core = self.core
+        try:
+            core.fsync(core.node(nid), data_only=bool(flags & protocol.FSYNC_FDATASYNC))
+        except OSError as error:
+            if error.errno != errno.ESTALE or not core.resumed:
+                raise
+            # Open since before the former server died, and not to be found any more.
+            core.sync_all()
         self._ok(unique, nid, view, size)
 
     def _fallocate(self, unique: int, nid: int, view: memoryview, size: int) -> None:

@@ -120,6 +120,7 @@ _mount = _function("mount", _int, _char_p, _char_p, _char_p, _ulong, _char_p)
 _umount2 = _function("umount2", _int, _char_p, _int)
 _fallocate = _function("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
 _sync_file_range = _function("sync_file_range", _int, _int, ctypes.c_int64, ctypes.c_int64, _uint)
+_syncfs = _function("syncfs", _int, _int)
 _prctl = _function("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _linkat = _function("linkat", _int, _int, _char_p, _int, _char_p, _int)
 _renameat2 = _call("renameat2", _int, _char_p, _int, _char_p, _uint)
@@ -195,6 +196,12 @@ def write_out(fd: int) -> None:
     Neither the disk's own cache nor the file system's journal is flushed.
     """
     if _sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE_AND_WAIT):
+        raise _failed(fd)
+
+
+def syncfs(fd: int) -> None:
+    """Make the whole file system of ``fd`` durable, syncfs(2)."""
+    if _syncfs(fd):
         raise _failed(fd)
 
 

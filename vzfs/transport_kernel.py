@@ -137,6 +137,8 @@ class KernelTransport(NameRequests, FileRequests):
         served, limit = 0, core.options.node_limit
         if core.resumed:
             self._ask_again()
+            if core.passthrough:
+                self.find_left_backings()
         while True:
             if self._parked or core.written:
                 self._wait()
@@ -162,6 +164,8 @@ class KernelTransport(NameRequests, FileRequests):
                 traceback.print_exc(file=sys.stderr)
                 self._error(unique, errno.EIO)
             served += 1
+            if self._left and not served & 31:
+                self.close_left_backings()
             if core.ledger is not None or not served & 31:
                 core.trim()
             if len(core.table.nodes) > limit and served > self._pruned:
