@@ -436,8 +436,6 @@ class Container:
         return self._run_command(command)
 
     def _run_command(self, command: Command) -> int:
-        if self.cgroup.is_frozen():
-            raise SystemFailure("the container is paused", hint="pctl resume")
         with exec_module.held_signals():
             try:
                 started = self._spawn(command)
@@ -493,8 +491,6 @@ class Container:
         """
         from runtime import console
 
-        if self.cgroup.is_frozen():
-            raise SystemFailure("the container is paused", hint="pctl resume")
         variables = {"TERM": os.environ.get("TERM", "linux")}
         candidates = [tuple(argv)] if argv else [(shell, "-l") for shell in _SHELLS]
         failure: exec_module.Failed | None = None

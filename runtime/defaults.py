@@ -24,7 +24,7 @@ DEFAULTS: dict[str, str] = {
     "CONFIGFILE": "basic",
     "DEF_OSTEMPLATE": ".busybox",
     "STOP_TIMEOUT": "120",
-    "VE_STOP_MODE": "suspend",
+    "VE_STOP_MODE": "stop",
     "USE_VENET_MASK": "no",
     "ALLOWREBOOT": "yes",
     "ONBOOT": "no",

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from runtime import features
 from runtime.cgroup_limits import DeviceRule
 from runtime.errors import DevicesFailed
 
@@ -28,8 +29,6 @@ _ALWAYS = (
     # Pseudo-terminals: 136…143 (Documentation/admin-guide/devices.txt).
     *(DeviceRule("c", major, None) for major in range(136, 144)),
 )
-_FUSE = DeviceRule("c", 10, 229)
-_TUN = DeviceRule("c", 10, 200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +59,9 @@ def access(config: Mapping[str, str]) -> Access:
         name = name.removeprefix("/dev/")
         rules.append(_of_node(name, _letters(rights)))
         nodes.append(name)
-    features = config.get("FEATURES", "").lower().split()
-    for feature, rule, name in (("fuse:on", _FUSE, "fuse"), ("tun:on", _TUN, "net/tun")):
-        if feature in features and os.path.exists(f"/dev/{name}"):
-            rules.append(rule)
-            nodes.append(name)
+    for feature in features.nodes(config):
+        rules.append(DeviceRule("c", *feature.number))
+        nodes.append(feature.node)
     return Access(tuple(dict.fromkeys(rules)), tuple(dict.fromkeys(nodes)))
 
 

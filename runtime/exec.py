@@ -20,6 +20,7 @@ from typing import NoReturn
 from runtime import (
     boot,
     caps,
+    locks,
     mounts,
     namespaces,
     resources_inside,
@@ -30,8 +31,8 @@ from runtime import (
 )
 from runtime.cgroups import Cgroup
 from runtime.errors import InvalidOption, NotRunning, SystemFailure
+from runtime.features import switches
 from runtime.paths import Paths
-from runtime.settings_access import parse_switches
 from runtime.state import Phase, RunState
 
 #: Statuses of a shell for what could not be executed (POSIX, 2.8.2).
@@ -97,6 +98,12 @@ def running(paths: Paths, ctid: int) -> RunState:
     return found
 
 
+def _paused(paths: Paths, ctid: int) -> bool:
+    """Whether a frozen container stays so: a command that copies it holds its lock meanwhile."""
+    holder = locks.holder(paths, ctid)
+    return holder is None or holder.startswith(f"process {os.getpid()} ")
+
+
 def spawn(paths: Paths, ctid: int, capability: str | None, command: Command) -> Started:
     """Start ``command`` in container ``ctid``, whose CAPABILITY is ``capability``.
 
@@ -105,7 +112,7 @@ def spawn(paths: Paths, ctid: int, capability: str | None, command: Command) -> 
     """
     run = running(paths, ctid)
     assert run.init is not None
-    capabilities = caps.numbers(caps.bounding(parse_switches(capability)))
+    capabilities = caps.numbers(caps.bounding(switches(capability)))
     filter_ = seccomp.program()
     with ExitStack() as closing:
         try:
@@ -113,7 +120,10 @@ def spawn(paths: Paths, ctid: int, capability: str | None, command: Command) -> 
             closing.callback(os.close, pidfd)
             if not run.init.alive:
                 raise ProcessLookupError
-            entrance = Cgroup(paths.tag, ctid).entrance_of(run.init.pid)
+            group = Cgroup(paths.tag, ctid)
+            if group.is_frozen() and _paused(paths, ctid):
+                raise NotRunning("Container is paused", hint=f"pctl resume {ctid}")
+            entrance = group.entrance_of(run.init.pid)
             closing.callback(entrance.close)
             limits = resources_inside.carried(run.init.pid)
 

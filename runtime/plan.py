@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime import caps, devices, privatearea, resources_inside
+from runtime import caps, devices, features, privatearea, resources_inside
 from runtime.config import Config, ConfigFile
 from runtime.defaults import DEFAULTS
 from runtime.errors import PrivateBroken
+from runtime.features import switches
 from runtime.init import Init, Kind
 from runtime.rootfs import Bind, View
-from runtime.settings_access import parse_switches
 
 if TYPE_CHECKING:
     from runtime.paths import Paths
@@ -28,6 +28,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTAINER = "pyvz"
 #: Pseudo-terminals of a container without NUMPTY.
 _TERMINALS = 1024
+#: Where the server's id is shown: the only place no init mounts something of its own over.
+_HOST_ID = "/dev/vz"
 _NETWORK_KEYS = ("IP_ADDRESS", "NETIF", "NETDEV")
 
 
@@ -97,15 +99,17 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
     """
     private = privatearea.location(paths, config)
     inside = resources_inside.inside(config)
-    requested = parse_switches(config.get("CAPABILITY"))
+    requested = switches(config.get("CAPABILITY"))
     access = devices.access(config)
     binds = _binds(config, private)
+    if features.enabled(config, "host-id"):
+        binds = (*binds, BindSource(str(features.host_id(paths)), Bind(_HOST_ID), read_only=True))
     useless = caps.without_effect(requested)
-    warnings = (
-        (f"capability {', '.join(useless)}: without effect in a container of its own ids",)
-        if useless
-        else ()
-    )
+    warnings = features.warnings(config)
+    if useless:
+        warnings.append(
+            f"capability {', '.join(useless)}: without effect in a container of its own ids"
+        )
     return Plan(
         paths,
         record,
@@ -120,12 +124,13 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
             access.nodes,
             tuple(source.bind for source in binds),
             terminals=_terminals(inside.terminals),
+            nesting=features.enabled(config, "nesting"),
         ),
         binds,
         environment(record, config),
         config.get("HOSTNAME") or f"ct{record.ctid}",
         hostname_given=bool(config.get("HOSTNAME")),
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
 
 

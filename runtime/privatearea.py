@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import PrivateBroken, PrivateMissing, TemplateMissing
-from runtime.settings_access import parse_switches
+from runtime.features import switches
 
 if TYPE_CHECKING:
     from runtime.config import Config
@@ -71,7 +71,7 @@ def options(paths: Paths, ctid: int, config: Config) -> Options:
         work=private / "cow",
         transport=config.get("VZFS_TRANSPORT") or "auto",
         template_area=area,
-        magic_links=parse_switches(config.get("CAPABILITY")).get("sys_rawio", False),
+        magic_links=switches(config.get("CAPABILITY")).get("sys_rawio", False),
         ledger=ledger,
         first_id=_first_id(paths, ctid, config),
         fsname=f"vzfs:{ctid}",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from runtime.errors import (
     InvalidValue,
     QuotaInitFailed,
+    QuotaOffFailed,
+    QuotaOnFailed,
     QuotaSetFailed,
     UgidQuotaFailed,
     VzError,
@@ -61,13 +63,41 @@ def prepare(paths: Paths, ctid: int, config: Config, private: Path) -> Path | No
 
     None when the container has no disk quota. Raises QuotaInitFailed.
     """
-    if config.get("DISK_QUOTA") != "yes":
-        return None
     path = paths.quota_file(ctid)
     with _translated(QuotaInitFailed):
+        if config.get("DISK_QUOTA") != "yes":
+            if path.exists():
+                # What is written meanwhile is counted when there is a quota again.
+                quota.set_limits(path, quota.Changes(), force=True)
+            return None
         path.parent.mkdir(parents=True, exist_ok=True)
         quota.prepare(path, private / "root", changes(config), index=private / "cow" / "index")
     return path
+
+
+def apply_enabled(ct: Container, before: Config, after: Config) -> None:
+    """Let the limits bind or not, by DISK_QUOTA; raises QuotaOnFailed, QuotaOffFailed."""
+    on = after.get("DISK_QUOTA") == "yes"
+    path = ct.paths.quota_file(ct.ctid)
+    with _translated(QuotaOnFailed if on else QuotaOffFailed):
+        if on and not is_served(path):
+            ct.progress.warn("disk space is counted after the container is restarted")
+        elif on:
+            quota.set_limits(path, changes(after))
+            quota.apply_enabled(path, enabled=True)
+        elif path.exists():
+            quota.apply_enabled(path, enabled=False)
+
+
+def is_served(path: Path) -> bool:
+    """Return whether a file server keeps the quota file just now; raises QuotaError."""
+    try:
+        with open_file(path) as file:
+            return file.served
+    except QuotaError as error:
+        if error.code == EXIT_NO_FILE:
+            return False
+        raise
 
 
 def apply(ct: Container, before: Config, after: Config) -> None:
@@ -90,17 +120,6 @@ def apply_users(ct: Container, before: Config, after: Config) -> None:
         file = ct.paths.quota_file(ct.ctid)
         if quota.apply_ugid_limit(file, changes(after).ugid_limit or 0):
             ct.progress.warn("users and groups are counted after the container is restarted")
-
-
-def enabled(ct: Container) -> bool:
-    """Return whether the container's quota is counted and bound just now."""
-    try:
-        with open_file(ct.paths.quota_file(ct.ctid)) as file:
-            return file.running
-    except QuotaError as error:
-        if error.code == EXIT_NO_FILE:
-            return False
-        raise QuotaSetFailed(str(error)) from error
 
 
 @contextmanager

@@ -68,6 +68,8 @@ class View:
     consoles: int = 2
     #: Largest number of pseudo-terminals (NUMPTY).
     terminals: int = 1024
+    #: Containers inside may mount /proc and /sys of their own.
+    nesting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ def build(root_fd: int, view: View, bind_fds: Sequence[int]) -> list[Console]:
     mounts.attach(mounts.new("sysfs", {}, NOSUID_NODEV_NOEXEC | READ_ONLY), root_fd, "sys")
     _cgroups(root_fd, view)
     consoles = _devices(root_fd, view)
+    if view.nesting:
+        _allow_nesting(root_fd)
     for bind, fd in zip(view.binds, bind_fds, strict=True):
         mounts.attach(fd, root_fd, bind.target)
     mounts.cover(root_fd, MASKED)
@@ -114,6 +118,17 @@ def _cgroups(root_fd: int, view: View) -> None:
     with suppress(OSError):
         named = mounts.new("cgroup", {"none": None, "name": "systemd"}, NOSUID_NODEV_NOEXEC)
         mounts.attach(named, root_fd, "sys/fs/cgroup/systemd")
+
+
+def _allow_nesting(root_fd: int) -> None:
+    """Mount /proc and /sys once more, with nothing over them, where nobody looks.
+
+    A user namespace may only mount what is fully visible already (mount_too_revealing() in
+    fs/namespace.c): masks and files of our own over /proc would forbid it to those inside.
+    """
+    for kind, flags in (("proc", 0), ("sysfs", READ_ONLY)):
+        fd = mounts.new(kind, {}, NOSUID_NODEV_NOEXEC | flags)
+        mounts.attach(fd, root_fd, f"dev/.nesting/{kind}")
 
 
 def _devices(root_fd: int, view: View) -> list[Console]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from runtime import features
 from runtime.errors import InvalidValue
 from runtime.settings import Setting, whole, yes_no
 
@@ -53,27 +54,18 @@ CAPABILITIES = (
     "ve_admin",
 )
 
-#: Features of vzctl(8), and those of this system (``host-id``, ``time``, ``tun``, ``nesting``).
-FEATURES = (
-    "sysfs",
-    "nfs",
-    "sit",
-    "ipip",
-    "ppp",
-    "ipgre",
-    "bridge",
-    "nfsd",
-    "time",
-    "fuse",
-    "tun",
-    "host-id",
-    "nesting",
-    "privileged",
-)
 
+def switches(
+    known: Collection[str],
+    what: str,
+    *,
+    upper: bool,
+    possible: Callable[[str, bool], None] | None = None,
+) -> Callable[[str], str]:
+    """Return a check for ``NAME:on|off[,NAME:on|off…]`` with names out of ``known``.
 
-def switches(known: Sequence[str], what: str, *, upper: bool) -> Callable[[str], str]:
-    """Return a check for ``NAME:on|off[,NAME:on|off…]`` with names out of ``known``."""
+    ``possible`` raises what it has against switching a name.
+    """
 
     def check(text: str) -> str:
         words = []
@@ -86,20 +78,12 @@ def switches(known: Sequence[str], what: str, *, upper: bool) -> Callable[[str],
                 )
             if state not in ("on", "off"):
                 raise InvalidValue(f"neither on nor off: {word!r}", hint=f"write {name}:on")
+            if possible is not None:
+                possible(name, state == "on")
             words.append(f"{name.upper() if upper else name}:{state}")
         return " ".join(words)
 
     return check
-
-
-def parse_switches(text: str | None) -> dict[str, bool]:
-    """Return NAME → on for a stored ``NAME:on NAME:off``, names in lower case; junk is left out."""
-    found = {}
-    for word in re.split(r"[,\s]+", text or ""):
-        name, _, state = word.partition(":")
-        if name and state.lower() in ("on", "off"):
-            found[name.lower().removeprefix("cap_")] = state.lower() == "on"
-    return found
 
 
 def merge_words(stored: str | None, checked: Sequence[str]) -> str | None:
@@ -209,7 +193,7 @@ ROWS = (
         "features",
         "FEATURES",
         "a feature to switch",
-        check=switches(FEATURES, "feature", upper=False),
+        check=switches(features.FEATURES, "feature", upper=False, possible=features.check),
         metavar="NAME:on|off",
         merge=merge_words,
         group="Rights",

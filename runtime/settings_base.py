@@ -7,6 +7,7 @@ import re
 from runtime import registry
 from runtime.errors import BadHostname, InvalidValue
 from runtime.settings import Setting, whole, yes_no
+from runtime.suspension import check_autostop
 
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
@@ -70,6 +71,13 @@ ROWS = (
         metavar="N",
     ),
     Setting("disabled", "DISABLED", "forbid starting", check=yes_no, choices=("yes", "no")),
+    Setting(
+        "autostop",
+        "AUTOSTOP",
+        "how the server's shutdown ends it",
+        check=check_autostop,
+        choices=("stop", "suspend"),
+    ),
     Setting("stop-timeout", "STOP_TIMEOUT", "seconds before a stop kills", check=whole(1, 86400)),
     Setting(
         "allowreboot",

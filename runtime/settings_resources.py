@@ -344,6 +344,7 @@ ROWS = (
         "whether disk quota is counted",
         check=yes_no,
         choices=("yes", "no"),
+        live="runtime.resources_disk:apply_enabled",
         group="Disk",
     ),
     Setting(

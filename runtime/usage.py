@@ -77,6 +77,20 @@ def current(paths: Paths, ctid: int, resource: str) -> int | None:
     return {"m": held.peak, "f": held.failures}.get(part, held.now)
 
 
+def on_disk(paths: Paths, ctid: int, resource: str) -> int | None:
+    """Return the diskspace (KiB) or diskinodes of a container that is not mounted, as recorded.
+
+    None when it never had a quota. Cheap: one read of its quota file.
+    """
+    from vzfs import quotastate
+
+    found = quotastate.read_usage(paths.quota_file(ctid))
+    if found is None:
+        return None
+    counted = found[0]
+    return counted.inodes if resource == "diskinodes" else (counted.blocks + 1) // 2
+
+
 def load_average(paths: Paths, ctid: int) -> str | None:
     """Return the load averages of ``ctid`` as "1.00/0.50/0.25"; None when it does not run.
 

@@ -55,11 +55,17 @@ class Entry:
         return time.time() - run.started_s if self.status.running and run else None
 
     def usage(self, resource: str) -> int | None:
-        """Return what it uses of ``resource`` now; None when it does not run or nobody counts."""
-        if not self.status.running:
-            return None
+        """Return what it uses of ``resource`` now; None when it does not run or nobody counts.
+
+        Disk space and files are those of a stopped one too.
+        """
         from runtime import usage
 
+        if resource in ("diskspace", "diskinodes"):
+            if not self.status.mounted:
+                return usage.on_disk(self.context.paths, self.ctid, resource)
+        elif not self.status.running:
+            return None
         return usage.current(self.context.paths, self.ctid, resource)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runtime import locks, registry
@@ -15,6 +15,7 @@ from runtime.errors import (
     InvalidOption,
     NameFailed,
     SampleMissing,
+    VzError,
 )
 from runtime.net.settings import fold
 from runtime.settings import Setting, table
@@ -167,26 +168,43 @@ def _apply(
     When one fails, those applied before it are turned back.
     """
     waiting: list[str] = []
-    done: set[Callable[[Container, Config, Config], None]] = set()
-    with ExitStack() as undo:
-        for row in rows:
-            function = row.applier()
-            if function is None:
-                if before.get(row.key) != after.get(row.key) and row.option not in _AT_ONCE:
-                    waiting.append(f"--{row.option}")
-                continue
-            if function in done or not (running or row.always):
-                continue
-            done.add(function)
-            undo.callback(function, ct, after, before)
+    done: list[Callable[[Container, Config, Config], None]] = []
+    for row in rows:
+        function = row.applier()
+        if function is None:
+            if before.get(row.key) != after.get(row.key) and row.option not in _AT_ONCE:
+                waiting.append(f"--{row.option}")
+            continue
+        if function in done or not (running or row.always):
+            continue
+        try:
             function(ct, before, after)
-        undo.pop_all()
+        except VzError:
+            # It may have done a part; what it cannot undo now is what it could not do before.
+            with suppress(VzError):
+                function(ct, after, before)
+            _turn_back(ct, done, before, after)
+            raise
+        done.append(function)
     return waiting
+
+
+def _turn_back(
+    ct: Container,
+    done: list[Callable[[Container, Config, Config], None]],
+    before: Config,
+    after: Config,
+) -> None:
+    for function in reversed(done):
+        try:
+            function(ct, after, before)
+        except VzError as error:
+            ct.progress.warn(f"cannot be turned back: {error.message}")
 
 
 #: Settings which only commands read: nothing in a running container depends on them.
 _AT_ONCE = frozenset(
-    ("description", "onboot", "bootorder", "disabled", "stop-timeout", "allowreboot")
+    ("description", "onboot", "bootorder", "disabled", "stop-timeout", "allowreboot", "autostop")
 )
 
 

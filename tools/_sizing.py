@@ -9,9 +9,34 @@ from typing import TYPE_CHECKING
 from runtime import registry, status
 from runtime.config import Config
 from runtime.sizing import Demand, Server, promised, used
+from tools._command import JSON, Option, Program, Run, option
 
 if TYPE_CHECKING:
     from tools._command import Context
+
+#: Several of the commands can speak XML, as their predecessors did.
+XML = option("-x", "--xml", help="print XML", action="store_true")
+OVERCOMMITTED = "Warning: hardware node is overcommited"
+
+
+def checker(
+    name: str,
+    about: str,
+    run: Run,
+    *own: Option,
+    each: str = "one line per container",
+    epilog: str = "",
+) -> Program:
+    """Return a checking command: -v (``each``), its ``own`` options, -j; every failure is 1."""
+    return Program(
+        name,
+        about,
+        run=run,
+        options=(option("-v", dest="verbose_table", help=each, action="store_true"), *own, JSON),
+        usage_code=1,
+        exit_code=lambda error: 1,
+        epilog=epilog,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,14 +209,14 @@ def _formulas(values: Values, around: Surroundings) -> Iterator[Finding]:
     processes = average.barrier if average else values.limits("NUMPROC").barrier // 2
 
     sockets = sum(values.limits(key).barrier for key in ("NUMTCPSOCK", "NUMOTHERSOCK", "NUMPTY"))
-    want = max(processes * _FILES_PER_PROCESS, sockets)
+    want = min(max(processes * _FILES_PER_PROCESS, sockets), UNLIMITED)
     now = values.limits("NUMFILE").barrier
     if now < want:
         yield _less(Level.WARNING, "numfile", now, want, {"NUMFILE": _text(want, want)})
 
-    want = values.limits("NUMFILE").barrier * _PER_FILE
+    want = min(values.limits("NUMFILE").barrier * _PER_FILE, UNLIMITED)
     cache = values.limits("DCACHESIZE")
-    if cache.limit < min(want, UNLIMITED):
+    if cache.limit < want:
         repair = {"DCACHESIZE": _text(cache.barrier, want)}
         yield _less(Level.WARNING, "dcachesize.lim", cache.limit, want, repair)
 

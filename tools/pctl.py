@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tools import (
     diagnose,
+    recover,
     reinstall,
     report,
     sharing,
@@ -14,6 +15,7 @@ from tools import (
     verbs_events,
     verbs_life,
     verbs_list,
+    verbs_state,
     verbs_svc,
     verbs_vm,
 )
@@ -24,9 +26,11 @@ from tools.environments import Kind
 _CONTAINER_VERBS = (
     *verbs_container.VERBS,
     *verbs_life.VERBS,
+    *verbs_state.VERBS,
     *diagnose.VERBS,
     *report.VERBS,
     *reinstall.VERBS,
+    *recover.VERBS,
     *verbs_svc.VERBS,
 )
 #: The rows of each kind by word, aliases included.

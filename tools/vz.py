@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runtime import files, state
+from runtime import files, state, suspension
 from runtime.errors import InvalidValue, SystemFailure, VzError
 from tools import environments, lifecycle
 from tools._command import JSON, Context, Program, Verb, option
@@ -176,6 +176,8 @@ def stop(context: Context, args: argparse.Namespace) -> int:
             lifecycle.repair(context, ctid)
             ct.reconcile()
             if ct.status().running:
+                if (ct.config.get("AUTOSTOP") or ct.config["VE_STOP_MODE"]) == "suspend":
+                    ct.progress.warn(f"it is stopped, not suspended: {suspension.obstacle()}")
                 ct.stop(fast=args.fast)
             elif ct.status().mounted:
                 ct.umount()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from runtime.errors import BadConfig
 from runtime.sizing import server, total
-from tools._command import JSON, Context, Program, option
+from tools._command import Context
 from tools._command import main as run_program
-from tools._sizing import finite, percent, shares
+from tools._sizing import checker, finite, percent, shares
 
 #: Check → key in vz.conf and its level in percent where that is not set.
 _LEVELS = {
@@ -68,16 +68,11 @@ def _levels(context: Context) -> dict[str, float]:
     return found
 
 
-PROGRAM = Program(
+PROGRAM = checker(
     "vzcheckovr",
     "Check whether memory is given out beyond the warning levels in vz.conf.",
-    run=_run,
-    options=(
-        option("-v", dest="verbose_table", help="show every check", action="store_true"),
-        JSON,
-    ),
-    usage_code=1,
-    exit_code=lambda error: 1,
+    _run,
+    each="show every check",
     epilog="Exit status: 0 within the levels, 1 above one of them.",
 )
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from runtime.sizing import server
-from tools._command import JSON, Context, Program, option
+from tools._command import Context
 from tools._command import main as run_program
-from tools._sizing import shares
+from tools._sizing import OVERCOMMITTED, XML, checker, shares
 
 
 def _run(context: Context, args: argparse.Namespace) -> int:
@@ -37,21 +37,15 @@ def _run(context: Context, args: argparse.Namespace) -> int:
     print(f"Current CPU utilization: {current}")
     print(f"Power of the node: {power:.0f}")
     if current > power:
-        print("Warning: hardware node is overcommited")
+        print(OVERCOMMITTED)
     return 0
 
 
-PROGRAM = Program(
+PROGRAM = checker(
     "vzcpucheck",
     "Show the CPU units given out and those the server has.",
-    run=_run,
-    options=(
-        option("-v", dest="verbose_table", help="one line per container", action="store_true"),
-        option("-x", "--xml", help="print XML", action="store_true"),
-        JSON,
-    ),
-    usage_code=1,
-    exit_code=lambda error: 1,
+    _run,
+    XML,
 )
 
 

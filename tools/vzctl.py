@@ -5,14 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tools import reinstall, verbs_container, verbs_life
+from tools import recover, reinstall, verbs_container, verbs_life, verbs_state
 from tools._command import Program
 from tools._command import main as run_program
 
 PROGRAM = Program(
     "vzctl",
     "Create, run and change containers.",
-    verbs=(*verbs_container.VERBS, *verbs_life.VERBS, *reinstall.VERBS),
+    verbs=(
+        *verbs_container.VERBS,
+        *verbs_life.VERBS,
+        *verbs_state.VZCTL,
+        *reinstall.VERBS,
+        *recover.VERBS,
+    ),
 )
 
 

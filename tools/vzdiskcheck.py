@@ -12,9 +12,9 @@ from pathlib import Path
 
 from runtime.errors import InvalidValue
 from runtime.units import KIB, UNLIMITED, Pair, pair
-from tools._command import JSON, Context, Program, option
+from tools._command import Context
 from tools._command import main as run_program
-from tools._sizing import shares
+from tools._sizing import OVERCOMMITTED, XML, checker, shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _run(context: Context, args: argparse.Namespace) -> int:
         line = f"{report.promised_kib} of {report.size_kib} KiB promised ({part:.2f}%)"
         print(f"{report.path}: {line}")
     if over:
-        print("Warning: hardware node is overcommited")
+        print(OVERCOMMITTED)
     return 0
 
 
@@ -116,17 +116,11 @@ def _cell(value: int | None) -> str:
     return "unlimited" if value is None else str(value)
 
 
-PROGRAM = Program(
+PROGRAM = checker(
     "vzdiskcheck",
     "Show the disk space promised to containers and what the file systems hold.",
-    run=_run,
-    options=(
-        option("-v", dest="verbose_table", help="one line per container", action="store_true"),
-        option("-x", "--xml", help="print XML", action="store_true"),
-        JSON,
-    ),
-    usage_code=1,
-    exit_code=lambda error: 1,
+    _run,
+    XML,
 )
 
 

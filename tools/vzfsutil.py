@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _CHECKS = ("call", "clink", "cvzlinks", "stat")
 
 
-def _open(private: Path, template: Path, *, modify: bool) -> Area:
+def open_area(private: Path, template: Path, *, modify: bool) -> Area:
+    """Open a private area; raises PrivateBroken, also when it is to be changed and is mounted."""
     from runtime.privatearea import layers
     from vzfs.check import Area
     from vzfs.layers import Busy
@@ -134,7 +135,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if not template.is_dir():
         raise InvalidOption(f"{template}: not a directory", hint="give the template area with -t")
     modify = bool(set(actions) - set(_CHECKS)) or args.repair or args.interactive
-    area = _open(private.absolute(), template.absolute(), modify=modify)
+    area = open_area(private.absolute(), template.absolute(), modify=modify)
 
     def say(text: str) -> None:
         if not args.quiet_mode:

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from runtime.sizing import LOW_MEMORY_SHARE, Demand, Server, server, total
-from tools._command import JSON, Context, Program, option
+from tools._command import Context, option
 from tools._command import main as run_program
-from tools._sizing import Share, finite, megabytes, percent, shares
+from tools._sizing import Share, checker, finite, megabytes, percent, shares
 
 _HEADS = (
     " LowMem  LowMem     RAM MemSwap MemSwap   Alloc   Alloc   Alloc",
@@ -102,17 +102,11 @@ def _print_json(
     print(json.dumps(out, indent=2))
 
 
-PROGRAM = Program(
+PROGRAM = checker(
     "vzmemcheck",
     "Show how much of the server's memory running containers use and were promised.",
-    run=_run,
-    options=(
-        option("-v", dest="verbose_table", help="one line per container", action="store_true"),
-        option("-A", "--absolute", help="MiB instead of percent", action="store_true"),
-        JSON,
-    ),
-    usage_code=1,
-    exit_code=lambda error: 1,
+    _run,
+    option("-A", "--absolute", help="MiB instead of percent", action="store_true"),
 )
 
 

@@ -145,11 +145,11 @@ class Accounted(Controlled):
             inodes[directory.nid] = st.st_ino
         return fd
 
-    def own(self, node: Node) -> None:
-        """Make the metadata of an object private which is about to change."""
+    def own(self, node: Node, *, data: int | None = None) -> None:
+        """Make the metadata of an object private which is about to change, or a small file."""
         if self._books is not None:
             self._books.begin()
-        super().own(node)
+        super().own(node, data=data)
 
     def _copy_directory(self, directory: Directory) -> None:
         if self.accounting is not None and directory.parent is not None:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from vzfs import layers
-from vzfs.copyup import copy_data
+from vzfs.datacopy import copy_data
 from vzfs.inodes import Directory, File
 from vzfs.layers import Place, Stack, proc_fd, proc_path
 from vzfs.magic import PREFIX, MagicLinks, target_of

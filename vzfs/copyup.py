@@ -8,11 +8,14 @@ one, never a mixture.
    renamed to its place. Until the rename nothing has changed; after it reads still come from the
    lower file. Leftovers in the work area are removed at the next mount.
 2. Data. They are copied into that copy while the ``metacopy`` mark says that they do not count.
-   fdatasync(2) makes them durable (``sync_copies``), then the mark is removed: this is the moment
-   the file changes hands. A copy that was interrupted is begun again.
+   They are written to the disk (``sync_copies``), then the mark is removed: this is the moment the
+   file changes hands. A copy that was interrupted is begun again.
 
 Metadata alone are not synced: like any chmod(2) they are durable after fsync(2). Directories,
-symbolic links, devices and empty files are copied whole in step 1.
+symbolic links, devices and empty files are copied whole in step 1, and so is a small file whose
+data are about to change: what is renamed to its place is the complete copy, written before, as
+kernel overlayfs does it. That happens at once, in the thread of the file system, unless the disk
+turned out to be slow; anything bigger goes to a thread of its own (see `Later`).
 """
 
 from __future__ import annotations
@@ -22,13 +25,18 @@ import os
 import stat
 import time
 
-from vzfs import layers, syscalls
+from vzfs import layers
+from vzfs.datacopy import copy_data, settle
 from vzfs.inodes import Directory, File, Node
 from vzfs.layers import proc_fd, proc_path
 from vzfs.magic import LAYER, target_of
 from vzfs.overlay import Job, Later, Overlay, failure, index_name
 
-_CHUNK = 16 << 20
+_FRESH = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+#: Files of at most this many bytes are copied at once.
+_AT_ONCE = 1 << 20
+#: With a disk which took longer than this for one of them nothing is waited for at once.
+_PATIENCE_S = 0.005
 CAPABILITY = "security.capability"
 
 
@@ -36,6 +44,8 @@ class CopyUp(Overlay):
     """Operations that make things private."""
 
     _serial = 0
+    #: How long the last small copy took.
+    _copy_s = 0.0
 
     def temporary_name(self) -> bytes:
         """Return a free name in the work area."""
@@ -130,8 +140,11 @@ class CopyUp(Overlay):
                     raise
         os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
 
-    def own(self, node: Node) -> None:
-        """Make the metadata of any object private."""
+    def own(self, node: Node, *, data: int | None = None) -> None:
+        """Make the metadata of any object private, and the first ``data`` bytes of a file.
+
+        With None the data stay those of the lower file.
+        """
         if isinstance(node, Directory):
             self.private(node)
             return
@@ -139,18 +152,40 @@ class CopyUp(Overlay):
         if node.twin is not None:
             node = node.twin
         if not node.has_copy:
-            self._copy_file(node)
+            self._copy_file(node, data)
+        elif node.up is self.index_place:
+            self._show(node)
 
-    def _copy_file(self, node: File) -> None:
+    def _show(self, node: File) -> None:
+        """Give an indexed copy the name it is used by in the private layer, too.
+
+        That is for whoever looks into the private area without us. Here the copy is found through
+        the index by all of its names, so it may fail (no room, too many names).
+        """
+        parent, name = node.parent, node.name
+        if parent is None or not parent.lows:
+            return
+        found = layers.find_lower(parent.lows, name)
+        if found is None or found.directories:
+            return
+        slot = self.stack.layers[found.place.layer].slot
+        if index_name(slot, found.stat.st_ino) != node.upname:
+            return
+        try:
+            parent_fd = self.private(parent)
+            times = os.fstat(parent_fd)
+            self.make_impure(parent)
+            index = self.index_place.fd
+            os.link(
+                node.upname, name, src_dir_fd=index, dst_dir_fd=parent_fd, follow_symlinks=False
+            )
+            _set_times(parent_fd, times)
+        except OSError:
+            return
+        node.up, node.upname = parent.up, name
+
+    def _copy_file(self, node: File, data: int | None) -> None:
         st = self.stat_lower(node)
-        regular = stat.S_ISREG(st.st_mode)
-        if node.lower_fd >= 0:
-            source = proc_fd(node.lower_fd)
-            followed = True
-        else:
-            assert node.low is not None
-            source = proc_path(node.low.open(), node.loname)
-            followed = False
         nameless = node.parent is None
         parent_fd = -1
         if not nameless:
@@ -158,26 +193,8 @@ class CopyUp(Overlay):
             parent_fd = self.private(node.parent)
         work, name = self.stack.temporary, self.temporary_name()
         target = proc_path(work, name)
-        redirect = b""
-        if regular:
-            if st.st_size:
-                assert node.low is not None
-                redirect = layers.lower_path(node.low, node.loname)
-                if node.magic:
-                    redirect = target_of(node.low, node.loname)
-            fd = os.open(
-                name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work
-            )
-            try:
-                os.ftruncate(fd, st.st_size)
-            finally:
-                os.close(fd)
-        elif stat.S_ISLNK(st.st_mode):
-            os.symlink(os.readlink(source), name, dir_fd=work)
-        else:
-            os.mknod(name, st.st_mode, st.st_rdev, dir_fd=work)
         try:
-            self._copy_attributes(source, target, st, follow=followed)
+            redirect = self._prepare_copy(node, name, st, data)
             layer = node.low.layer if node.low is not None else 1
             slot, names = 0, 1
             if layer != LAYER:
@@ -200,6 +217,7 @@ class CopyUp(Overlay):
                 self.indexed.add((slot, st.st_ino))
                 node.up, node.upname = self.index_place, entry
                 node.links = names
+                self._show(node)
             else:
                 assert node.parent is not None
                 times = os.fstat(parent_fd)
@@ -220,6 +238,48 @@ class CopyUp(Overlay):
             fresh = os.stat(node.fd) if nameless else self.stat(node)
             self.table.rename(node, 0, fresh.st_ino)
         node.meta = bool(redirect)
+
+    def _prepare_copy(self, node: File, name: bytes, st: os.stat_result, data: int | None) -> bytes:
+        """Make a copy of the lower file ``st`` in the work area, without our marks.
+
+        Returns where data that were not copied are to be found, b"" when there are none.
+        """
+        if node.lower_fd >= 0:
+            source, followed = proc_fd(node.lower_fd), True
+        else:
+            assert node.low is not None
+            source, followed = proc_path(node.low.open(), node.loname), False
+        work = self.stack.temporary
+        redirect = b""
+        if stat.S_ISREG(st.st_mode):
+            fd = os.open(name, _FRESH, 0o600, dir_fd=work)
+            try:
+                if data:
+                    lower = self.open_file(node, os.O_RDONLY)
+                    try:
+                        copy_data(lower, fd, data)
+                    finally:
+                        os.close(lower)
+                    if self.options.sync_copies:
+                        settle(fd)
+                elif data is None and st.st_size:
+                    assert node.low is not None
+                    redirect = layers.lower_path(node.low, node.loname)
+                    if node.magic:
+                        redirect = target_of(node.low, node.loname)
+                    os.ftruncate(fd, st.st_size)
+            finally:
+                os.close(fd)
+        elif stat.S_ISLNK(st.st_mode):
+            os.symlink(os.readlink(source), name, dir_fd=work)
+        else:
+            os.mknod(name, st.st_mode, st.st_rdev, dir_fd=work)
+        target = proc_path(work, name)
+        self._copy_attributes(source, target, st, follow=followed)
+        if data is not None and data < st.st_size:
+            # A part of the data is the file truncated already, at this moment.
+            os.utime(target, ns=(st.st_atime_ns, time.time_ns()))
+        return redirect
 
     def _anchor(self, node: File) -> None:
         """Keep the inode of a magic link for its number; it is charged no more."""
@@ -256,11 +316,21 @@ class CopyUp(Overlay):
     def own_data(self, node: File, *, size: int | None = None) -> None:
         """Make the data of a file private, at most ``size`` bytes of them.
 
-        Raises `Later` when there is something to copy; ESTALE when readers hold the lower file
-        through the kernel, after the name was given a new node.
+        Raises `Later` while much is copied; ESTALE when readers hold the lower file through the
+        kernel, after the name was given a new node.
         """
-        if not node.private:
-            self.own(node)
+        if not node.has_copy:
+            st = self.stat_lower(node)
+            wanted = st.st_size if size is None else min(size, st.st_size)
+            if stat.S_ISREG(st.st_mode) and self._at_once(wanted):
+                begin = time.monotonic()
+                self.own(node, data=wanted)
+                self._copy_s = time.monotonic() - begin
+                self.data_changed(node)
+            else:
+                self.own(node)
+        elif node.up is self.index_place:
+            self._show(node)
         if not node.meta:
             self._separate(node)
             return
@@ -277,7 +347,18 @@ class CopyUp(Overlay):
             finally:
                 os.close(fd)
             return
-        raise Later(self._copy_job(node, below, wanted))
+        at_once = self._at_once(wanted)
+        job = self._copy_job(node, below, wanted)
+        if not at_once:
+            raise Later(job)
+        job.run()
+        job.finish()
+        if job.error is not None:
+            raise job.error
+
+    def _at_once(self, size: int) -> bool:
+        """Tell whether copying ``size`` bytes may keep all others waiting."""
+        return not size or (size <= _AT_ONCE and self._copy_s < _PATIENCE_S)
 
     def _copy_job(self, node: File, below: os.stat_result, wanted: int) -> Job:
         if self.ledger is not None:
@@ -299,9 +380,12 @@ class CopyUp(Overlay):
         os.setxattr(target, layers.COPYING, layers.copying_mark(before.st_mtime_ns, capability))
 
         def work() -> None:
+            begin = time.monotonic()
             copy_data(source, target, wanted)
             if self.options.sync_copies:
-                os.fdatasync(target)
+                settle(target)
+            if wanted <= _AT_ONCE:
+                self._copy_s = time.monotonic() - begin
 
         def finish(error: OSError | None) -> None:
             self.jobs.pop(node.nid, None)
@@ -359,45 +443,6 @@ class CopyUp(Overlay):
         twin.links, twin.flags, twin.escaped = node.links, node.flags, node.escaped
         node.up, node.fd = None, -1
         return twin
-
-
-def copy_data(source: int, target: int, size: int) -> None:
-    """Copy the first ``size`` bytes, keeping holes; shares extents where the kernel can.
-
-    Raises OSError (ENOSPC, EDQUOT, EIO).
-    """
-    os.ftruncate(target, 0)
-    if size == os.fstat(source).st_size:
-        try:
-            syscalls.ficlone(target, source)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY):
-                raise
-    os.ftruncate(target, size)
-    position = 0
-    while position < size:
-        try:
-            position = os.lseek(source, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        end = min(os.lseek(source, position, os.SEEK_HOLE), size)
-        while position < end:
-            count = _copy_range(source, target, position, min(end - position, _CHUNK))
-            if not count:
-                return
-            position += count
-
-
-def _copy_range(source: int, target: int, position: int, count: int) -> int:
-    try:
-        return os.copy_file_range(source, target, count, position, position)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-    return os.pwrite(target, os.pread(source, min(count, 1 << 20), position), position)
 
 
 def _set_times(fd: int, st: os.stat_result) -> None:

@@ -16,7 +16,7 @@ from vzfs import syscalls
 from vzfs.attributes import Attributes, keeps_setid, loses_setgid
 from vzfs.inodes import File, Node
 from vzfs.naming import SELF, Caller
-from vzfs.overlay import failure
+from vzfs.overlay import failure, proc_directory
 
 _CACHED = 256
 
@@ -207,6 +207,14 @@ class Files(Attributes):
                 os.fdatasync(fd)
             else:
                 os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def sync_all(self) -> None:
+        """Make everything in the private layer durable."""
+        fd = os.open(proc_directory(self.stack.upper.root.fd), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.syncfs(fd)
         finally:
             os.close(fd)
 

@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+#: In the work area: what a server agreed on with the kernel, for the next one.
+SESSION = "session"
+
 
 @dataclass(frozen=True)
 class Options:

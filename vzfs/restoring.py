@@ -86,13 +86,18 @@ class Restorer:
             self.area.fold()
         steps = [step for step in self._steps(wanted, done) if self._possible(step, done)]
         done.paths = [step.difference.path for step in steps]
+        top = self._top(wanted)
+        if top is not None:
+            done.paths.insert(0, b"/")
         if test:
             return done
         self._part_moved_copies(steps)
-        touched = set()
+        touched = {self.area.stack.upper.root}
         for step in steps:
             self._apply(step)
             touched.add(step.entry.place)
+        if top is not None:
+            _take_attributes(*top)
         for place in touched:
             fd = os.open(proc_fd(place.open()) + b"/.", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -100,6 +105,14 @@ class Restorer:
             finally:
                 os.close(fd)
         return done
+
+    def _top(self, wanted: Callable[[Difference], bool]) -> tuple[bytes, bytes] | None:
+        """Return paths of the root and its model where the root's attributes are to be restored."""
+        own = proc_fd(self.area.stack.upper.root.open())
+        model = proc_fd(self.area.core.roots[0].open())
+        if _same_attributes(own, os.stat(own), model, os.stat(model)):
+            return None
+        return (own, model) if wanted(Difference(b"/", Kind.ATTRIBUTES, True)) else None
 
     def _steps(self, wanted: Callable[[Difference], bool], done: Restored) -> list[_Step]:
         """Return what is wanted, parents first; fills the tables of moved things."""
@@ -195,25 +208,12 @@ class Restorer:
         dir_fd = entry.place.open()
         if step.difference.kind is Kind.EMPTIED:
             os.removexattr(proc_path(dir_fd, entry.name), layers.OPAQUE, follow_symlinks=False)
-            self._attributes(entry, step.found)
+            _take_attributes(entry.proc, _proc(step.found))
         elif step.difference.kind is Kind.ATTRIBUTES:
-            self._attributes(entry, step.found)
+            _take_attributes(entry.proc, _proc(step.found))
         else:
             os.unlink(entry.name, dir_fd=dir_fd)
         self.area.core.trim()
-
-    def _attributes(self, entry: Entry, found: Found) -> None:
-        """Give a private directory owner, mode and ACLs of the one below."""
-        path, model = entry.proc, found.stat
-        os.chown(path, model.st_uid, model.st_gid, follow_symlinks=False)
-        source = proc_path(found.place.open(), found.name)
-        for name in _ACLS:
-            value = _attribute(source, name)
-            if value is not None:
-                os.setxattr(path, name, value, follow_symlinks=False)
-            elif _attribute(path, name) is not None:
-                os.removexattr(path, name, follow_symlinks=False)
-        os.chmod(path, stat.S_IMODE(model.st_mode))
 
 
 def _difference(entry: Entry, found: Found) -> Difference | None:
@@ -225,17 +225,41 @@ def _difference(entry: Entry, found: Found) -> Difference | None:
         return Difference(entry.path, Kind.CHANGED, below)
     if layers.OPAQUE in entry.marks:
         return Difference(entry.path, Kind.EMPTIED, below)
-    model = proc_path(found.place.open(), found.name)
-    one, other = entry.stat, found.stat
-    if (one.st_mode, one.st_uid, one.st_gid) != (other.st_mode, other.st_uid, other.st_gid) or any(
-        _attribute(entry.proc, name) != _attribute(model, name) for name in _ACLS
-    ):
+    if not _same_attributes(entry.proc, entry.stat, _proc(found), found.stat):
         return Difference(entry.path, Kind.ATTRIBUTES, below)
     return None
 
 
+def _proc(found: Found) -> bytes:
+    return proc_path(found.place.open(), found.name)
+
+
+def _same_attributes(
+    path: bytes, own: os.stat_result, model_path: bytes, model: os.stat_result
+) -> bool:
+    """Whether two directories have the same owner, mode and ACLs."""
+    return (own.st_mode, own.st_uid, own.st_gid) == (
+        model.st_mode,
+        model.st_uid,
+        model.st_gid,
+    ) and all(_attribute(path, name) == _attribute(model_path, name) for name in _ACLS)
+
+
+def _take_attributes(path: bytes, model_path: bytes) -> None:
+    """Give a private directory owner, mode and ACLs of the one below."""
+    model = os.stat(model_path)
+    os.chown(path, model.st_uid, model.st_gid)
+    for name in _ACLS:
+        value = _attribute(model_path, name)
+        if value is not None:
+            os.setxattr(path, name, value)
+        elif _attribute(path, name) is not None:
+            os.removexattr(path, name)
+    os.chmod(path, stat.S_IMODE(model.st_mode))
+
+
 def _attribute(path: bytes, name: str) -> bytes | None:
     try:
-        return os.getxattr(path, name, follow_symlinks=False)
+        return os.getxattr(path, name)
     except OSError:
         return None

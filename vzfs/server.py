@@ -28,7 +28,7 @@ from vzfs import layers, protocol, syscalls
 from vzfs.inodes import EPOCH_MASK
 from vzfs.layers import Stack
 from vzfs.operations import Operations
-from vzfs.options import Options
+from vzfs.options import SESSION, Options
 
 __all__ = [
     "Capabilities",
@@ -39,8 +39,6 @@ __all__ = [
     "probe",
     "serve",
 ]
-
-SESSION = "session"
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
 # linux/falloc.h
+SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 
@@ -118,6 +119,8 @@ _size, _long, _ulong = ctypes.c_size_t, ctypes.c_long, ctypes.c_ulong
 _mount = _function("mount", _int, _char_p, _char_p, _char_p, _ulong, _char_p)
 _umount2 = _function("umount2", _int, _char_p, _int)
 _fallocate = _function("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
+_sync_file_range = _function("sync_file_range", _int, _int, ctypes.c_int64, ctypes.c_int64, _uint)
+_syncfs = _function("syncfs", _int, _int)
 _prctl = _function("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _linkat = _function("linkat", _int, _int, _char_p, _int, _char_p, _int)
 _renameat2 = _call("renameat2", _int, _char_p, _int, _char_p, _uint)
@@ -184,6 +187,21 @@ def link_followed(path: bytes, new_dir: int, new: bytes) -> None:
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Allocate, punch, zero, collapse or insert a range of bytes, fallocate(2)."""
     if _fallocate(fd, mode, offset, length):
+        raise _failed(fd)
+
+
+def write_out(fd: int) -> None:
+    """Write the dirty pages of a file to the disk and wait for them, sync_file_range(2).
+
+    Neither the disk's own cache nor the file system's journal is flushed.
+    """
+    if _sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE_AND_WAIT):
+        raise _failed(fd)
+
+
+def syncfs(fd: int) -> None:
+    """Make the whole file system of ``fd`` durable, syncfs(2)."""
+    if _syncfs(fd):
         raise _failed(fd)
 
 

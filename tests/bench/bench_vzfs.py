@@ -226,6 +226,7 @@ def _copy_up(size: int) -> tuple[Callable[[Path], None], Callable[[beds.Bed], No
         bed.unmount()
         (bed.upper / name).unlink(missing_ok=True)
         bed.mount()
+        os.stat(bed.merged / "small")  # the server is up
 
     return act, prepare
 

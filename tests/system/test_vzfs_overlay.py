@@ -92,6 +92,26 @@ def test_names_of_one_template_file_stay_one_file(bed: beds.Vzfs) -> None:
     assert os.listdir(bed.work / "index") == []
 
 
+def test_names_a_template_file_was_changed_by_are_in_the_private_area(bed: beds.Vzfs) -> None:
+    one, two = bed.merged / "one", bed.merged / "two"
+    one.write_text("both")
+    assert (bed.upper / "one").read_text() == "both"
+    assert not (bed.upper / "two").exists()
+    two.read_text()
+    assert not (bed.upper / "two").exists()
+    with two.open("a") as file:
+        file.write("!")
+    assert (bed.upper / "two").samefile(bed.upper / "one")
+    assert (bed.upper / "two").read_text() == "both!"
+    assert one.stat().st_nlink == two.stat().st_nlink == 2
+    bed.remount()
+    os.rename(one, bed.merged / "three")
+    os.unlink(two)
+    assert (bed.merged / "three").read_text() == "both!"
+    assert (bed.merged / "three").stat().st_nlink == 1
+    assert sorted(os.listdir(bed.merged)) == sorted({*os.listdir(bed.merged)} - {"one", "two"})
+
+
 def test_writers_beside_readers_are_never_refused(bed: beds.Vzfs) -> None:
     # The kernel asks for the name twice after ESTALE; for 60 files some of them race.
     directory = bed.lowers[1]

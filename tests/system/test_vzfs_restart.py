@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from posixcases import beds
 
+from vzfs import syscalls
+
 pytestmark = pytest.mark.root
 
 TRANSPORTS = ("vzfs-kernel", "vzfs-pyfuse3")
@@ -147,6 +149,40 @@ def test_an_unlinked_open_file_survives(mounted: Restartable) -> None:
         if mounted.bed.transport == "kernel":
             assert file.read() == b"still here"
         assert not path.exists()
+
+
+def test_a_deleted_file_is_freed_though_its_server_died(mounted: Restartable) -> None:
+    (mounted.root / "gone").write_text("x")
+    upper = os.open(mounted.bed.upper, os.O_RDONLY | os.O_DIRECTORY)
+    handle = syscalls.name_to_handle(upper, b"gone")
+    with open(mounted.root / "gone", "r+") as file:
+        mounted.restart()
+        (mounted.root / "gone").unlink()
+        if mounted.bed.transport == "kernel":
+            os.close(syscalls.open_by_handle(upper, handle, os.O_PATH))
+            assert file.read() == "x"
+    deadline = time.monotonic() + 10
+    with pytest.raises(OSError, match="Stale"):
+        while time.monotonic() < deadline:  # the kernel releases files later
+            os.close(syscalls.open_by_handle(upper, handle, os.O_PATH))
+            time.sleep(0.01)
+    os.close(upper)
+
+
+def test_a_descriptor_can_be_synced_whatever_became_of_its_file(mounted: Restartable) -> None:
+    config = mounted.root / "etc" / "config"
+    with open(config, "r+") as moved, open(mounted.root / "etc/deep/er/leaf", "r+") as gone:
+        os.rename(config, mounted.root / "elsewhere")
+        (mounted.root / "etc/deep/er/leaf").unlink()
+        mounted.restart()
+        if mounted.bed.transport == "kernel":
+            for file in (moved, gone):
+                file.write("more")
+                file.flush()
+                os.fsync(file.fileno())
+                os.fdatasync(file.fileno())
+    if mounted.bed.transport == "kernel":
+        assert (mounted.root / "elsewhere").read_text().startswith("more")
 
 
 def test_relative_paths_work_in_directories_known_before(mounted: Restartable) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime import settings_access, settings_resources, ubc
+from runtime import features, settings_resources, ubc
 from runtime.errors import CpuMaskFailed, InvalidValue, NodeMaskFailed
 from runtime.settings_access import ROWS as ACCESS_ROWS
 from runtime.settings_resources import ROWS
@@ -44,7 +44,7 @@ def store(option, *given, stored=None):
         ("iolimit", "10M", "10485760"),
         ("iolimit", "unlimited", "0"),
         ("capability", "net_admin:on,sys_time:off", "NET_ADMIN:on SYS_TIME:off"),
-        ("features", "nfs:on", "nfs:on"),
+        ("features", "nfs:off,time:on", "nfs:off time:on"),
         ("devices", "c:10:200:wr", "c:10:200:rw"),
         ("devices", "b:8:*:r", "b:8:all:r"),
         ("devnodes", "/dev/net/tun:rw", "net/tun:rw"),
@@ -126,7 +126,7 @@ def test_a_list_of_processors_round_trips():
 def test_switches_merge_and_the_last_one_wins():
     merged = store("capability", "sys_time:on", "mknod:off", stored="SYS_TIME:off CHOWN:on")
     assert merged == "SYS_TIME:on CHOWN:on MKNOD:off"
-    assert settings_access.parse_switches(merged) == {
+    assert features.switches(merged) == {
         "sys_time": True,
         "chown": True,
         "mknod": False,

@@ -1,6 +1,7 @@
 """The rules of vzcfgvalidate on configuration files as they are found."""
 
 import io
+from pathlib import Path
 
 import pytest
 
@@ -190,3 +191,9 @@ def test_interactive_repairs_what_is_agreed_to(run):
 
 def test_levels_are_named_as_in_the_manual():
     assert [str(level) for level in Level] == ["Error", "Warning", "Recommendation"]
+
+
+def test_shipped_samples_need_no_repair():
+    shipped = Path(vzcfgvalidate.__file__).parents[1] / "templates/samples"
+    for sample in shipped.glob("ve-*.conf-sample"):
+        assert judge(sample.read_text()) == [], sample.name

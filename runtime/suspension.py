@@ -1,0 +1,32 @@
+"""Suspending containers to disk: why this server cannot, told before anything is touched.
+
+CRIU is what could. It asks every file system of a container how to find it again at resume; it
+has no answer for one served through FUSE, which a container's tree is, besides the files of its
+/proc (CRIU, "What cannot be checkpointed"). So the refusal names what is missing, and stands
+until there is a CRIU that can. ``freeze`` is the other way: the state stays in memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from runtime.errors import CheckpointFailed
+
+
+def obstacle() -> str:
+    """Return why no container of this server can be suspended to disk."""
+    if shutil.which("criu", path="/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"):
+        return "the installed criu cannot dump a container whose file system is served by VZFS"
+    return "criu is not installed, and the present one could not dump a file system like VZFS"
+
+
+def check_autostop(text: str) -> str:
+    """Check how the server's shutdown ends a container; raises CheckpointFailed for suspend."""
+    from runtime.settings import one_of
+
+    word = one_of("stop", "suspend")(text.lower())
+    if word == "suspend":
+        raise CheckpointFailed(
+            f"containers cannot be suspended: {obstacle()}", hint="--autostop stop"
+        )
+    return word
