@@ -15,6 +15,7 @@ from runtime.defaults import DEFAULTS
 from runtime.errors import PrivateBroken
 from runtime.features import switches
 from runtime.init import Init, Kind
+from runtime.net import names
 from runtime.rootfs import Bind, View
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ CONTAINER = "pyvz"
 _TERMINALS = 1024
 #: Where the server's id is shown: the only place no init mounts something of its own over.
 _HOST_ID = "/dev/vz"
-_NETWORK_KEYS = ("IP_ADDRESS", "NETIF", "NETDEV")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Plan:
     @property
     def wants_network(self) -> bool:
         """Whether the configuration names addresses or adapters."""
-        return any(self.config.get(key, "").strip() for key in _NETWORK_KEYS)
+        return names.wanted(self.config)
 
     def with_init(self, argv: Sequence[str]) -> Plan:
         """Return the plan that runs ``argv`` (nothing: idles) under our own init."""
@@ -115,7 +115,7 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
         record,
         config,
         private,
-        paths.area(config["VE_ROOT"]),
+        privatearea.mount_point(paths, config),
         privatearea.options(paths, record.ctid, config),
         inside,
         access,

@@ -86,9 +86,8 @@ def wait_for_end(process: Process, timeout_s: float) -> bool:
 
 def network(paths: Paths, ctid: int, config: Config) -> None:
     """Take down what the container had of the host's network."""
-    configured = any(config.get(key, "").strip() for key in ("IP_ADDRESS", "NETIF", "NETDEV"))
     # Addresses given to the running container may never have been saved.
-    configured = configured or names.mark(paths, ctid).exists()
+    configured = names.wanted(config) or names.mark(paths, ctid).exists()
     if configured or any(names.owner(name) == ctid for _index, name in socket.if_nameindex()):
         from runtime.net import attach
 

@@ -144,9 +144,9 @@ def start(context: Context, args: argparse.Namespace) -> int:
 
 def _reconcile_network(context: Context, rows: Sequence[Entry]) -> None:
     """Bring the host's side of the network in order before the first container needs it."""
-    from runtime.net import attach
+    from runtime.net import names
 
-    if any(attach.wanted(row.config) for row in rows):
+    if any(names.wanted(row.config) for row in rows):
         from runtime.net.server import Server
 
         with Server(context.paths) as server:

@@ -12,7 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from runtime.errors import AddAddressFailed, AddressInUse, VethFailed, VzError
-from runtime.net import accounting, announce, bridged, guard, guestcfg, names, netif, routed, slots
+from runtime.net import (
+    accounting,
+    announce,
+    bridged,
+    guard,
+    guestcfg,
+    names,
+    netdevs,
+    netif,
+    routed,
+    slots,
+)
 from runtime.net.addresses import Address, Ip
 from runtime.net.links import LinkFailed, Links, open_namespace
 from runtime.net.model import ContainerNet
@@ -22,18 +33,14 @@ from runtime.paths import Paths
 _RTN_LOCAL = 2  # linux/rtnetlink.h
 
 
-def wanted(config: Mapping[str, str]) -> bool:
-    """Whether a container has any network; costs nothing and loads nothing more."""
-    return bool(config.get("IP_ADDRESS", "").strip() or config.get("NETIF", "").strip())
-
-
 def setup(paths: Paths, ctid: int, config: Mapping[str, str], init_pid: int) -> None:
     """Make the network of a container whose init (already in its own namespace) is ``init_pid``.
 
-    Raises BadAddress, AddressInUse, VethFailed, AddAddressFailed, ShapingFailed, SystemFailure;
+    Raises BadAddress, AddressInUse, VethFailed, NetdevFailed, AddAddressFailed, ShapingFailed,
+    SystemFailure;
     nothing of it remains then.
     """
-    if not wanted(config):
+    if not names.wanted(config):
         return
     net = ContainerNet.of(ctid, config)
     try:
@@ -82,6 +89,8 @@ def teardown(paths: Paths, ctid: int, config: Mapping[str, str] | None = None) -
                 net = ContainerNet.of(ctid, config)
         if net is not None:
             own |= {a.host_ifname for a in net.adapters if a.host_ifname in present}
+        with server.locked():
+            netdevs.give_back(paths, server.host, ctid)
         tables = server.nft.tables()
         guarded = ("bridge", names.TABLE_GUARD) in tables
         if not own and net is None and not guarded:
@@ -151,6 +160,15 @@ def _apply(
                     server.bridges_for(net),
                     before=before,
                 )
+            netdevs.apply(
+                server.paths,
+                server.host,
+                net.ctid,
+                net.devices,
+                netns_fd,
+                uplinks={up.name for up in server.uplinks},
+                inside={adapter.ifname for adapter in net.adapters},
+            )
             server.shape_one(net.ctid, config)
     finally:
         # An open descriptor keeps the links of a container alive that has died.

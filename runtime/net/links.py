@@ -93,6 +93,8 @@ class Link:
     carrier: bool
     #: ARPHRD_*: 1 is Ethernet (linux/if_arp.h).
     hardware: int = 1
+    #: The interface of the same namespace it stands on (a VLAN's, a macvlan's), 0 without.
+    lower: int = 0
 
 
 class Links:
@@ -189,6 +191,18 @@ class Links:
     def flags(self, index: int, on: int, off: int = 0) -> None:
         """Turn flags (IFF_*) of an interface on and off; raises SystemFailure."""
         self.change(index, flags=on, change=on | off)
+
+    def drop_other_names(self, index: int) -> None:
+        """Take an interface's alternative names away (ip-link(8), property); raises SystemFailure."""
+        named = self.route.link("get", index=index)[0].get_attr("IFLA_PROP_LIST")
+        for name in named.get_attrs("IFLA_ALT_IFNAME") if named else ():
+            self._do(
+                f"take the name {name} away",
+                self.route.link,
+                "property_del",
+                index=index,
+                altname=name,
+            )
 
     # addresses
 
@@ -372,6 +386,8 @@ def _failed(error: Any, what: str) -> LinkFailed:
 def _link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
     kind = info.get_attr("IFLA_INFO_KIND") if info else ""
+    # A veth's other end is told in the same words, and so is what lies in another namespace.
+    stands = kind != "veth" and message.get_attr("IFLA_LINK_NETNSID") is None
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
@@ -382,6 +398,7 @@ def _link(message: Any) -> Link:
         master=message.get_attr("IFLA_MASTER") or 0,
         carrier=bool(message.get_attr("IFLA_CARRIER")),
         hardware=message["ifi_type"],
+        lower=message.get_attr("IFLA_LINK") or 0 if stands else 0,
     )
 
 

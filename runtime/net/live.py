@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from runtime.config import Config
     from runtime.container import Container
 
-_NETWORK = ("IP_ADDRESS", "NETIF", "USE_VENET_MASK")
+_NETWORK = ("IP_ADDRESS", "NETIF", "NETDEV", "USE_VENET_MASK")
 _RATES = ("RATE", "RATEBOUND")
 
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime.net import addresses, names, netif
+from runtime.net import addresses, names, netdevs, netif
 from runtime.net.addresses import Ip
 from runtime.net.netif import Adapter
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerNet:
-    """Addresses in host-routed mode, and adapters in virtual networks."""
+    """Addresses in host-routed mode, adapters in virtual networks, interfaces of the server."""
 
     ctid: int
     ips: tuple[Ip, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     #: Whether the masks of addresses are used on venet0 (USE_VENET_MASK).
     masks: bool = False
+    devices: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, ctid: int, config: Mapping[str, str]) -> ContainerNet:
-        """Return what a configuration asks for; raises BadAddress, VethFailed."""
+        """Return what a configuration asks for; raises BadAddress, VethFailed, NetdevFailed."""
         ipv6 = config.get("IPV6", "yes") != "no"
         ips = addresses.parse_list(config.get("IP_ADDRESS"))
         return cls(
@@ -30,6 +31,7 @@ class ContainerNet:
             tuple(ip for ip in ips if ipv6 or ip.version == 4),
             netif.parse(config.get("NETIF"), ctid),
             config.get("USE_VENET_MASK", "no") == "yes",
+            netdevs.parse(config.get("NETDEV")),
         )
 
     @property

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runtime.paths import Paths
 
 #: Interface groups (netdevice group, ip-link(8)): rules match a group, never a list of names.
@@ -25,8 +27,15 @@ TABLE_ACCOUNTING = "pyvz_acct"
 TABLE_SHAPING = "pyvz_shape"
 
 VENET = "venet0"
+#: The keys of a configuration that give a container something of the network.
+KEYS = ("IP_ADDRESS", "NETIF", "NETDEV")
 _IFNAMSIZ = 15
 _HOST_END = re.compile(r"(?:veth|v)(\d{1,10})\.(\d{1,3})")
+
+
+def wanted(config: Mapping[str, str]) -> bool:
+    """Whether a container is to have any network."""
+    return any(config.get(key, "").strip() for key in KEYS)
 
 
 def host_end(ctid: int, number: int) -> str:

@@ -23,6 +23,7 @@ from runtime.net import (
     dhcp,
     guard,
     names,
+    netdevs,
     networks,
     privnet,
     rates,
@@ -294,6 +295,8 @@ class Server:
                     self.host.delete(name)
                     if not name.endswith(".0"):
                         self.nft.run(guard.remove_port_script(name))
+            for ctid in netdevs.borrowers(self.paths).keys() - running:
+                netdevs.give_back(self.paths, self.host, ctid)
             routed.repair_proxies(self.host, self.uplinks)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from runtime.errors import InvalidOption, NetfilterFailed, VethFailed
-from runtime.net import addresses, netif, rates
+from runtime.net import addresses, netdevs, netif, rates
 from runtime.settings import Setting, yes_no
 
 _LIVE = "runtime.net.live:apply_network"
@@ -269,6 +269,26 @@ ROWS = (
         merge=_netif_del,
         live=_LIVE,
         group="Adapters",
+    ),
+    Setting(
+        "netdev_add",
+        "NETDEV",
+        "a network interface of the server to hand over while it runs",
+        check=netdevs.check,
+        metavar="NAME",
+        merge=netdevs.add,
+        live=_LIVE,
+        group="Network",
+    ),
+    Setting(
+        "netdev_del",
+        "NETDEV",
+        "such an interface to take back, or all",
+        check=netdevs.check_removal,
+        metavar="NAME|all",
+        merge=netdevs.remove,
+        live=_LIVE,
+        group="Network",
     ),
     Setting(
         "netif_set",
