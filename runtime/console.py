@@ -84,13 +84,13 @@ class Relay:
                     data = self._read(fd)
                     if not data:
                         return
-                    _write_all(1, data)
+                    write_all(1, data)
                 else:
                     data = self._read(0)
                     if not data:
                         poller.unregister(0)
                         # End of input is a key on a terminal: Ctrl-D.
-                        _write_all(self._master, b"\x04")
+                        write_all(self._master, b"\x04")
                     elif self._left(data):
                         return
 
@@ -105,18 +105,19 @@ class Relay:
     def _left(self, data: bytes) -> bool:
         """Pass typed bytes on; return whether they ask to leave."""
         if not self._escape:
-            _write_all(self._master, data)
+            write_all(self._master, data)
             return False
         data, self._pending = self._pending + data, b""
         if _ESCAPE + b"." in data:
             return True
         if data.endswith(_ESCAPE):
             data, self._pending = data[:-1], _ESCAPE
-        _write_all(self._master, data)
+        write_all(self._master, data)
         return False
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of ``data``, waiting where the descriptor does not block; raises OSError."""
     view = memoryview(data)
     while view:
         try:

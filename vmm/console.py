@@ -1,54 +1,62 @@
-"""A machine's serial console on our terminal, through a stream of libvirt's (works remotely too)."""
+"""A machine's serial console on our terminal, through a stream of libvirt's (works remotely too).
+
+A serial line carries no window size: the guest agent sets it inside, at the beginning and whenever
+the window changes. Without an agent the guest keeps the size it has.
+"""
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
-import termios
-import tty
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from runtime import console
+from runtime.errors import VzError
+from vmm.agent import Agent
 from vmm.faults import translated
 
 if TYPE_CHECKING:
+    import libvirt
+
     from vmm.machine import Machine
 
-_ESCAPE = 0x1B
-_LEAVE = ord(".")
+_ESCAPE = b"\x1b"
+_LEAVE = _ESCAPE + b"."
+#: The console of a guest is its first serial port, by whatever name its processor's kernel has it.
+_RESIZE = (
+    'for t in /dev/ttyS0 /dev/ttyAMA0; do [ -c $t ] && stty -F $t rows "$0" cols "$1"; done; :'
+)
+_SIZE = b"s"
+_END = b"e"
 
 
 class Keys:
-    """Looks for Esc . in what is typed; everything else goes on, Esc a moment later."""
+    """Looks for Esc . in what is typed; everything else goes on, a lone Esc with the next key."""
 
     def __init__(self) -> None:
         """Start without a pending Esc."""
-        self._escaped = False
+        self._pending = b""
 
     def take(self, typed: bytes) -> tuple[bytes, bool]:
         """Return what to send, and whether to leave."""
-        out = bytearray()
-        for byte in typed:
-            if self._escaped:
-                self._escaped = False
-                if byte == _LEAVE:
-                    return bytes(out), True
-                out.append(_ESCAPE)
-                if byte == _ESCAPE:
-                    self._escaped = True
-                    continue
-            elif byte == _ESCAPE and len(typed) == 1:
-                # An arrow key arrives as one piece; a lone Esc was typed by itself.
-                self._escaped = True
-                continue
-            out.append(byte)
-        return bytes(out), False
+        typed, self._pending = self._pending + typed, b""
+        before, leave, _after = typed.partition(_LEAVE)
+        if leave:
+            return before, True
+        if typed.endswith(_ESCAPE):
+            typed, self._pending = typed[:-1], _ESCAPE
+        return typed, False
 
 
 def attach(machine: Machine) -> int:
     """Join the terminal to the console until Esc . or the machine's end; raises NotRunning.
 
-    The event loop must run (connection.start_events).
+    The event loop must run (connection.start_events). Returns 0, however it was left.
     """
     import libvirt
 
@@ -57,19 +65,42 @@ def attach(machine: Machine) -> int:
     with translated(f"console of {machine.label}"):
         stream = machine.hypervisor.raw.newStream(libvirt.VIR_STREAM_NONBLOCK)
         raw.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
-    ended_read, ended_write = os.pipe2(os.O_CLOEXEC)
+    with _events() as (wake_read, wake_write):
+        _listen(stream, wake_write)
+        sizes = _Sizes(Agent(raw, machine.label))
+        with _window_changes(wake_write), console.raw(sys.stdin.fileno()):
+            sizes.tell()
+            left = _type(stream, wake_read, sizes)
+        if left:
+            # The machine may have ended at the same moment, and its stream with it.
+            with suppress(libvirt.libvirtError):
+                stream.eventRemoveCallback()
+                stream.abort()
+        sizes.close()
+    print()
+    if not left:
+        machine.progress.say(f"The console of {machine.label} was closed")
+    return 0
+
+
+def _listen(stream: libvirt.virStream, wake: int) -> None:
+    """Let libvirt's event loop write what arrives; the end is told through ``wake``."""
+    import libvirt
 
     def arrived(_stream: object, events: int, _opaque: object) -> None:
-        data = None
+        data: bytes | int | None = None
         if events & libvirt.VIR_STREAM_EVENT_READABLE:
-            data = stream.recv(4096)
+            try:
+                data = stream.recv(4096)
+            except libvirt.libvirtError:
+                data = b""
             if isinstance(data, bytes) and data:
-                os.write(sys.stdout.fileno(), data)
+                console.write_all(sys.stdout.fileno(), data)
         if data == b"" or events & (
             libvirt.VIR_STREAM_EVENT_ERROR | libvirt.VIR_STREAM_EVENT_HANGUP
         ):
             stream.eventRemoveCallback()
-            os.write(ended_write, b"x")
+            os.write(wake, _END)
 
     wanted = (
         libvirt.VIR_STREAM_EVENT_READABLE
@@ -77,27 +108,104 @@ def attach(machine: Machine) -> int:
         | libvirt.VIR_STREAM_EVENT_HANGUP
     )
     stream.eventAddCallback(wanted, arrived, None)
+
+
+def _type(stream: libvirt.virStream, wake: int, sizes: _Sizes) -> bool:
+    """Send what is typed; return True when the user leaves, False when the console ends."""
     terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    tty.setraw(terminal)
     keys = Keys()
+    while True:
+        ready, _, _ = select.select([terminal, wake], [], [])
+        if wake in ready:
+            told = os.read(wake, 64)
+            if _END in told:
+                return False
+            sizes.tell()
+        if terminal in ready:
+            typed = os.read(terminal, 1024)
+            if not typed:
+                return True  # the terminal is gone
+            typed, leave = keys.take(typed)
+            if not _send(stream, typed, wake):
+                return False
+            if leave:
+                return True
+
+
+def _send(stream: libvirt.virStream, data: bytes, wake: int) -> bool:
+    """Send all of ``data``; return False when the console ended meanwhile."""
+    import libvirt
+
+    while data:
+        try:
+            sent = stream.send(data)
+        except libvirt.libvirtError:
+            return False
+        if sent > 0:
+            data = data[sent:]
+        elif select.select([wake], [], [], 0.02)[0]:
+            # -2: the pipe to the machine is full for the moment; the end may have come instead.
+            told = os.read(wake, 64)
+            if _END in told:
+                return False
+    return True
+
+
+class _Sizes:
+    """Tells the guest the size of our window; in a thread, because an agent may take its time."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._wanted = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="console-size", daemon=True)
+        self._thread.start()
+
+    def tell(self) -> None:
+        """Set the size inside to what it is now, soon."""
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Set nothing any more; a question to the agent is not waited for longer than a second."""
+        self._ended = True
+        self._wanted.set()
+        self._thread.join(1)
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._ended:
+                return
+            try:
+                size = os.get_terminal_size(sys.stdin.fileno())
+            except OSError:
+                continue
+            if size.lines and size.columns:
+                with suppress(VzError):
+                    words = ["/bin/sh", "-c", _RESIZE, str(size.lines), str(size.columns)]
+                    self._agent.run(words, timeout_s=2)
+
+
+@contextmanager
+def _events() -> Iterator[tuple[int, int]]:
+    """Give a pipe that wakes us: it ended, the window changed."""
+    wake_read, wake_write = os.pipe2(os.O_CLOEXEC)
     try:
-        leave = False
-        while not leave:
-            ready, _, _ = select.select([terminal, ended_read], [], [])
-            if ended_read in ready:
-                break
-            typed, leave = keys.take(os.read(terminal, 1024))
-            while typed:
-                sent = stream.send(typed)
-                # -2: the pipe to the machine is full for the moment
-                typed = typed[sent:] if sent >= 0 else typed
-        if leave:
-            stream.eventRemoveCallback()
-            stream.abort()
+        yield wake_read, wake_write
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-        os.close(ended_read)
-        os.close(ended_write)
-    print()
-    return 0
+        os.close(wake_read)
+        os.close(wake_write)
+
+
+@contextmanager
+def _window_changes(wake: int) -> Iterator[None]:
+    def changed(_number: int, _frame: object) -> None:
+        with suppress(OSError):
+            os.write(wake, _SIZE)
+
+    before = signal.signal(signal.SIGWINCH, changed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)

@@ -103,3 +103,12 @@ def test_sizes_of_disks_are_bounded() -> None:
     for bad in (0, 1000, (1 << 44) + 512, (1 << 20) + 1):
         with pytest.raises(InvalidValue):
             images.check_size(bad)
+
+
+def test_escape_and_dot_in_one_piece_leave_the_console_too() -> None:
+    keys = Keys()
+    assert keys.take(b"exit\x1b.rest") == (b"exit", True)
+    keys = Keys()
+    assert keys.take(b"a\x1b") == (b"a", False)
+    assert keys.take(b"\x1b") == (b"\x1b", False)
+    assert keys.take(b".") == (b"", True)
