@@ -477,8 +477,11 @@ def prepare(path: Path, area: Path, changes: Changes, *, index: Path | None = No
         except OSError as failed:
             raise QuotaError(EXIT_FILE, f"cannot make {path}: {failed.strerror}") from failed
         return
+    # What a start finds as it should be costs no sync.
+    limits = file.limits()
+    changed = changes.apply(limits) != limits
     file.close()
-    if changes:
+    if changed:
         set_limits(path, changes)
 
 
