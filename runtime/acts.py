@@ -194,6 +194,11 @@ def do(act: Act, kept: Kept, told: socket.socket, status: int | None) -> NoRetur
         os._exit(code)
 
 
+def end(kept: Kept, status: int | None) -> None:
+    """Take down what there is, in the supervisor itself, which ends then too."""
+    _Actor(kept, None).end(status)
+
+
 def report_failure(kept: Kept, error: OSError) -> None:
     """Tell the command and the log that a start failed for want of something of the system."""
     text = f"{error.strerror} ({error.filename})" if error.filename else str(error)
@@ -227,7 +232,7 @@ def prepare(wanted: plan.Plan, warn: Callable[[str], None]) -> namespaces.IdRang
 class _Actor:
     """The process that does one act."""
 
-    def __init__(self, kept: Kept, told: socket.socket) -> None:
+    def __init__(self, kept: Kept, told: socket.socket | None) -> None:
         self.kept = kept
         self.told = told
         self.plan = plan.unpack(kept.plan_fd)
@@ -271,7 +276,8 @@ class _Actor:
                 else:
                     self._await_mount()
                     assert kept.server is not None
-                    self._save(phase=Phase.MOUNTED, server=Process.of(kept.server.pid))
+                    self.report.heed()
+                    self._save(phase=Phase.MOUNTED, server=Process.of(kept.server.pid), worker=None)
                 undo.pop_all()
                 return Outcome.RUNNING if kept.run else Outcome.MOUNTED
         except VzError as error:
@@ -318,8 +324,9 @@ class _Actor:
     # saying
 
     def _tell(self, word: bytes, value: bytes = b"", fds: list[int] | None = None) -> None:
-        """Give the supervisor what outlives this act."""
-        socket.send_fds(self.told, [word + value], fds or [])
+        """Give the supervisor, if this is not itself, what outlives this act."""
+        if self.told is not None:
+            socket.send_fds(self.told, [word + value], fds or [])
 
     def _warn(self, message: str) -> None:
         self.kept.log.write(f"warning: {message}", ctid=self.kept.ctid)
@@ -413,6 +420,7 @@ class _Actor:
         shown = kept.view_fd >= 0
         files = procview.bindings(kept.paths, kept.ctid).values() if shown else ()
         self._tell(CONSOLES, fds=launch.bring_up(child, wanted, ids, list(files)))
+        self.report.heed()
         # Until here a death of this process is undone through the control group alone: the ids of
         # the processes are relied upon from now on.
         self._save(

@@ -300,14 +300,22 @@ class Supervisor:
         """Tell the command that it is done, and keep nothing of the command's."""
         kept = self.kept
         self._forget_stdio()
-        try:
+        # Looked for last when the run state was written: from then on it is started.
+        with suppress(CallerGone):
             Reporter(kept.report_fd).ready()
-        except CallerGone:
-            kept.log.write("the command died, its start is undone", ctid=kept.ctid)
-            self._begin(Act.END)
         if not kept.follow:
             os.close(kept.report_fd)
             kept.report_fd = -1
+
+    def _end(self, status: int | None) -> None:
+        """Take down what there is; here, where nothing is to be kept for afterwards."""
+        kept = self.kept
+        kept.may_reboot = status is not None and self._may_reboot(status)
+        if kept.may_reboot or kept.stay_mounted:
+            self._begin(Act.END)
+        else:
+            acts.end(kept, status)
+            self._over = True
 
     # keeping
 
@@ -339,8 +347,7 @@ class Supervisor:
                     self.consoles.handle(fd)
             self._reap()
             if self._init_status is not None and self._act is None and not self._over:
-                self.kept.may_reboot = self._may_reboot(self._init_status)
-                self._begin(Act.END)
+                self._end(self._init_status)
 
     def _answer(self) -> None:
         connection, _address = self._listener.accept()
@@ -355,7 +362,7 @@ class Supervisor:
                 agreed = kept.mounted
                 control.answer(connection, agreed=agreed)
                 if agreed:
-                    self._begin(Act.END)
+                    self._end(None)
             elif request.get("op") == "console":
                 number = int(request.get("number", 0))
                 master, tail = self.consoles.lend(number, connection)
@@ -408,7 +415,7 @@ class Supervisor:
         if code == 0:
             # Unmounted, if not by an act then by hand.
             if kept.mounted and self._act is None:
-                self._begin(Act.END)
+                self._end(None)
             return
         now = time.monotonic()
         self._server_ends = [then for then in self._server_ends if now - then < _WITHIN_S] + [now]

@@ -125,8 +125,8 @@ def test_a_start_killed_at_any_moment_leaves_nothing_that_hinders(
         )
         time.sleep(chance.uniform(0.05, 0.35))
         process.kill()
-        if victim == "group":
-            for pid in made.processes():
+        while victim == "group" and (there := made.processes()):
+            for pid in there:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         process.wait()
