@@ -124,12 +124,6 @@ class RestoreFailed(VzError):
     code = 17
 
 
-class UnknownParameter(VzError):
-    """The parameter is unknown."""
-
-    code = 19
-
-
 class InvalidOption(VzError):
     """The command line cannot be understood."""
 
@@ -218,18 +212,6 @@ class ValidationFailed(VzError):
     """The configuration is not consistent."""
 
     code = 35
-
-
-class Overcommitted(VzError):
-    """The server would be overcommitted."""
-
-    code = 36
-
-
-class ActionSkipped(VzError):
-    """The action was skipped."""
-
-    code = 39
 
 
 class NotMounted(VzError):
@@ -347,7 +329,7 @@ class QuotaOffFailed(VzError):
 
 
 class UgidQuotaNotInitialised(VzError):
-    """User and group quota is not initialised on the mounted container."""
+    """Quota cannot be initialised: the container is mounted."""
 
     code = 67
 
@@ -428,12 +410,6 @@ class DevicesFailed(VzError):
     """Device permissions could not be set."""
 
     code = 86
-
-
-class ApplicationsFailed(VzError):
-    """Application templates could not be installed."""
-
-    code = 87
 
 
 class TemplateMissing(VzError):
@@ -542,6 +518,12 @@ class CpuMaskFailed(VzError):
     """The CPU mask could not be applied."""
 
     code = 146
+
+
+class PciFailed(VzError):
+    """A PCI device could not be given to the container."""
+
+    code = 147
 
 
 class IoFailed(VzError):
