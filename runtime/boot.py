@@ -31,8 +31,8 @@ def first_process(
 ) -> NoReturn:
     """Become the init of ``plan``; never returns.
 
-    Protocol: ``G`` with the detached mounts of the tree, of bind mounts and of the container's own
-    /proc files (ids are mapped now) →
+    Protocol: ``G`` with the detached mounts of the tree, of bind mounts, of device nodes and of the
+    container's own /proc files (ids are mapped now) →
     ``C`` with the consoles' masters → ``X`` (network is there) → end of file when init executes.
     """
     stage = "joining its control groups"
@@ -42,7 +42,8 @@ def first_process(
         stage = "making its namespaces"
         _word, fds, _flags, _address = socket.recv_fds(channel, 1, 64)
         root, *others = fds
-        binds, files = others[: len(plan.view.binds)], others[len(plan.view.binds) :]
+        binds, others = others[: len(plan.view.binds)], others[len(plan.view.binds) :]
+        nodes, files = others[: len(plan.view.own_nodes)], others[len(plan.view.own_nodes) :]
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         # Reached as the host's root, which owns the way there: the container's may not search it.
@@ -50,7 +51,7 @@ def first_process(
             namespaces.become_root()
             stage = "mounting its tree"
             syscalls.move_mount(root, target)
-        consoles = rootfs.build(root, plan.view, binds)
+        consoles = rootfs.build(root, plan.view, binds, nodes)
         procview.attach(root, dict(zip(procview.TARGETS.values(), files, strict=False)))
         mounts.pivot(root)
         stage = "configuring its namespaces"

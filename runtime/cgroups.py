@@ -264,7 +264,7 @@ class Cgroup:
         self._freezer(frozen=True, timeout_s=timeout_s)
 
     def thaw(self) -> None:
-        """Let frozen processes go on; raises NoKernelSupport."""
+        """Let frozen processes go on; nothing there is success. Raises NoKernelSupport."""
         self._freezer(frozen=False, timeout_s=10.0)
 
     def _freezer(self, *, frozen: bool, timeout_s: float) -> None:
@@ -279,9 +279,14 @@ class Cgroup:
             raise NoKernelSupport("this kernel has no cgroup freezer")
         place = f"{self._hosts.v1['freezer']}/{self._name}"
         word = "FROZEN" if frozen else "THAWED"
-        cgroups_v1.write(place, "freezer.state", word)
-        while cgroups_v1.read(place, "freezer.state") != word:
-            self._check_time(deadline, "freeze" if frozen else "thaw")
+        try:
+            cgroups_v1.write(place, "freezer.state", word)
+            while cgroups_v1.read(place, "freezer.state") != word:
+                self._check_time(deadline, "freeze" if frozen else "thaw")
+        except FileNotFoundError:
+            # A group that is gone has nothing to thaw.
+            if frozen:
+                raise SystemFailure(f"the control group {self._name} is gone") from None
 
     def _check_time(self, deadline: float, what: str) -> None:
         if time.monotonic() > deadline:

@@ -74,13 +74,16 @@ class Container:
     def __init__(
         self, paths: Paths, record: Record, config: Config, *, progress: Progress | None = None
     ) -> None:
-        """Stand for the container of ``record`` with its effective ``config``; nothing is done."""
+        """Stand for the container of ``record`` with its effective ``config``; nothing is done.
+
+        Raises PrivateUnset, RootUnset.
+        """
         self.paths = paths
         self.record = record
         self.config = config
         self.progress: Progress = progress or Silent()
         self.private = privatearea.location(paths, config)
-        self.target = paths.area(config["VE_ROOT"])
+        self.target = privatearea.mount_point(paths, config)
 
     @property
     def ctid(self) -> int:

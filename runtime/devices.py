@@ -1,7 +1,7 @@
 """Which devices a container may use: always the harmless ones, others by DEVICES and DEVNODES.
 
-Nodes are never made inside (a user namespace may not): the host's are bound one by one into the
-container's own /dev, and its cgroup refuses the rest.
+Nodes are never made inside (a user namespace may not): the host's, or some made for the container,
+are bound one by one into its own /dev, and its cgroup refuses the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime import features
+from runtime import features, mounts, syscalls
 from runtime.cgroup_limits import DeviceRule
 from runtime.errors import DevicesFailed
 
@@ -32,18 +32,30 @@ _ALWAYS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """A character device that appears in the container's /dev at ``name``."""
+
+    name: str
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """What a container may do with devices."""
 
     rules: tuple[DeviceRule, ...]
     #: Nodes of the host's /dev to bind, relative to it.
     nodes: tuple[str, ...]
+    #: Nodes of the container's own: its root's, whoever may open the host's.
+    own: tuple[Node, ...] = ()
 
 
 def access(config: Mapping[str, str]) -> Access:
     """Return the access a configuration gives; raises DevicesFailed for a node that is none."""
     rules = list(_ALWAYS)
     nodes = list(BASIC)
+    own = []
     for word in config.get("DEVICES", "").split():
         parts = word.split(":")
         if len(parts) != 4 or parts[0] not in ("b", "c"):
@@ -61,8 +73,28 @@ def access(config: Mapping[str, str]) -> Access:
         nodes.append(name)
     for feature in features.nodes(config):
         rules.append(DeviceRule("c", *feature.number))
-        nodes.append(feature.node)
-    return Access(tuple(dict.fromkeys(rules)), tuple(dict.fromkeys(nodes)))
+        own.append(Node(feature.node, *feature.number))
+    names = {node.name for node in own}
+    return Access(
+        tuple(dict.fromkeys(rules)),
+        tuple(node for node in dict.fromkeys(nodes) if node not in names),
+        tuple(own),
+    )
+
+
+def made(node: Node, owner: int) -> int:
+    """Return a detached bind mount of a new node of user and group ``owner``; raises OSError.
+
+    It lies on a file system of its own, which ends with the last mount of it. Call it as the
+    host's root: on what a user namespace mounts, no device can be opened.
+    """
+    attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
+    with mounts.closing(mounts.new("tmpfs", {"size": "4k", "mode": "0700"}, attributes)) as place:
+        device = os.makedev(node.major, node.minor)
+        os.mknod("node", stat.S_IFCHR, device, dir_fd=place)
+        os.chmod("node", 0o666, dir_fd=place)
+        os.chown("node", owner, owner, dir_fd=place)
+        return mounts.clone("node", dir_fd=place)
 
 
 def _of_node(name: str, rights: str) -> DeviceRule:

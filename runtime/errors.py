@@ -15,6 +15,12 @@ class VzError(Exception):
 
     code: ClassVar[int] = 3
 
+    def __init_subclass__(cls, code: int | None = None) -> None:
+        """Give a class its exit status; without ``code`` it is that of the class above."""
+        super().__init_subclass__()
+        if code is not None:
+            cls.code = code
+
     def __init__(self, message: str = "", *, hint: str = "") -> None:
         """Carry ``message`` (one line: what and why) and ``hint`` (one line: what to try)."""
         self.message = message or (type(self).__doc__ or "").splitlines()[0].rstrip(".")
@@ -22,580 +28,376 @@ class VzError(Exception):
         super().__init__(self.message)
 
 
-class SystemFailure(VzError):
+class SystemFailure(VzError, code=3):
     """A system call or a file operation failed."""
 
-    code = 3
 
-
-class ResourcesFailed(VzError):
+class ResourcesFailed(VzError, code=1):
     """Resource limits could not be applied."""
 
-    code = 1
 
-
-class SchedulerFailed(VzError):
+class SchedulerFailed(VzError, code=2):
     """CPU scheduler parameters could not be applied."""
 
-    code = 2
 
-
-class OutOfMemory(VzError):
+class OutOfMemory(VzError, code=4):
     """Not enough memory."""
 
-    code = 4
 
-
-class NoKernelSupport(VzError):
+class NoKernelSupport(VzError, code=5):
     """The kernel lacks something that is needed."""
 
-    code = 5
 
-
-class NoResources(VzError):
+class NoResources(VzError, code=6):
     """Not enough system resources."""
 
-    code = 6
 
-
-class EnvironmentFailed(VzError):
+class EnvironmentFailed(VzError, code=7):
     """The container's environment could not be created."""
 
-    code = 7
 
-
-class CommandFailed(VzError):
+class CommandFailed(VzError, code=8):
     """The command executed inside the container returned a non-zero status."""
 
-    code = 8
 
-
-class Locked(VzError):
+class Locked(VzError, code=9):
     """Another command works on this environment."""
 
-    code = 9
 
-
-class GlobalConfigMissing(VzError):
+class GlobalConfigMissing(VzError, code=10):
     """The global configuration file cannot be read."""
 
-    code = 10
 
-
-class ScriptMissing(VzError):
+class ScriptMissing(VzError, code=11):
     """A helper script is missing."""
 
-    code = 11
 
-
-class NotPermitted(VzError):
+class NotPermitted(VzError, code=12):
     """Permission denied."""
 
-    code = 12
 
-
-class CapabilityFailed(VzError):
+class CapabilityFailed(VzError, code=13):
     """Capabilities could not be set."""
 
-    code = 13
 
-
-class ConfigMissing(VzError):
+class ConfigMissing(VzError, code=14):
     """The container's configuration file cannot be found."""
 
-    code = 14
 
-
-class ExecTimeout(VzError):
+class ExecTimeout(VzError, code=15):
     """The command did not finish in time."""
 
-    code = 15
 
-
-class CheckpointFailed(VzError):
+class CheckpointFailed(VzError, code=16):
     """The container could not be suspended."""
 
-    code = 16
 
-
-class RestoreFailed(VzError):
+class RestoreFailed(VzError, code=17):
     """The container could not be resumed."""
 
-    code = 17
 
-
-class UnknownParameter(VzError):
-    """The parameter is unknown."""
-
-    code = 19
-
-
-class InvalidOption(VzError):
+class InvalidOption(VzError, code=20):
     """The command line cannot be understood."""
 
-    code = 20
 
-
-class InvalidValue(VzError):
+class InvalidValue(VzError, code=21):
     """The value of an option is not valid."""
 
-    code = 21
 
-
-class RootUnset(VzError):
+class RootUnset(VzError, code=22):
     """VE_ROOT is not set."""
 
-    code = 22
 
-
-class PrivateUnset(VzError):
+class PrivateUnset(VzError, code=23):
     """VE_PRIVATE is not set."""
 
-    code = 23
 
-
-class TemplateUnset(VzError):
+class TemplateUnset(VzError, code=24):
     """TEMPLATE is not set."""
 
-    code = 24
 
-
-class RateUnset(VzError):
+class RateUnset(VzError, code=25):
     """RATE is not set."""
 
-    code = 25
 
-
-class TotalRateUnset(VzError):
+class TotalRateUnset(VzError, code=26):
     """TOTALRATE is not set."""
 
-    code = 26
 
-
-class ParametersMissing(VzError):
+class ParametersMissing(VzError, code=27):
     """Not all required parameters are set."""
 
-    code = 27
 
-
-class TemplateNotGiven(VzError):
+class TemplateNotGiven(VzError, code=29):
     """No OS template is given."""
 
-    code = 29
 
-
-class BandwidthUnset(VzError):
+class BandwidthUnset(VzError, code=30):
     """BANDWIDTH is not set."""
 
-    code = 30
 
-
-class NotRunning(VzError):
+class NotRunning(VzError, code=31):
     """The container is not running."""
 
-    code = 31
 
-
-class AlreadyRunning(VzError):
+class AlreadyRunning(VzError, code=32):
     """The container is already running."""
 
-    code = 32
 
-
-class StopFailed(VzError):
+class StopFailed(VzError, code=33):
     """The container could not be stopped."""
 
-    code = 33
 
-
-class AddAddressFailed(VzError):
+class AddAddressFailed(VzError, code=34):
     """The IP address could not be added."""
 
-    code = 34
 
-
-class ValidationFailed(VzError):
+class ValidationFailed(VzError, code=35):
     """The configuration is not consistent."""
 
-    code = 35
 
-
-class Overcommitted(VzError):
-    """The server would be overcommitted."""
-
-    code = 36
-
-
-class ActionSkipped(VzError):
-    """The action was skipped."""
-
-    code = 39
-
-
-class NotMounted(VzError):
+class NotMounted(VzError, code=40):
     """The container is not mounted."""
 
-    code = 40
 
-
-class Mounted(VzError):
+class Mounted(VzError, code=41):
     """The container is mounted or running."""
 
-    code = 41
 
-
-class PrivateMissing(VzError):
+class PrivateMissing(VzError, code=43):
     """The container's private area does not exist."""
 
-    code = 43
 
-
-class PrivateExists(VzError):
+class PrivateExists(VzError, code=44):
     """The container's private area already exists."""
 
-    code = 44
 
-
-class NoDiskSpace(VzError):
+class NoDiskSpace(VzError, code=46):
     """There is not enough disk space."""
 
-    code = 46
 
-
-class PrivateBroken(VzError):
+class PrivateBroken(VzError, code=47):
     """The private area holds no usable system."""
 
-    code = 47
 
-
-class PrivateNotCreated(VzError):
+class PrivateNotCreated(VzError, code=48):
     """The private area could not be created."""
 
-    code = 48
 
-
-class MountPointFailed(VzError):
+class MountPointFailed(VzError, code=49):
     """The mount point could not be created."""
 
-    code = 49
 
-
-class MountFailed(VzError):
+class MountFailed(VzError, code=50):
     """The container could not be mounted."""
 
-    code = 50
 
-
-class UmountFailed(VzError):
+class UmountFailed(VzError, code=51):
     """The container could not be unmounted."""
 
-    code = 51
 
-
-class DeleteFailed(VzError):
+class DeleteFailed(VzError, code=52):
     """The private area could not be deleted."""
 
-    code = 52
 
-
-class DirectoryFailed(VzError):
+class DirectoryFailed(VzError, code=54):
     """A directory could not be created."""
 
-    code = 54
 
-
-class QuotaOnFailed(VzError):
+class QuotaOnFailed(VzError, code=60):
     """Disk quota could not be turned on."""
 
-    code = 60
 
-
-class QuotaInitFailed(VzError):
+class QuotaInitFailed(VzError, code=61):
     """Disk quota could not be initialised."""
 
-    code = 61
 
-
-class QuotaSetFailed(VzError):
+class QuotaSetFailed(VzError, code=62):
     """Disk quota limits could not be set."""
 
-    code = 62
 
-
-class DiskSpaceUnset(VzError):
+class DiskSpaceUnset(VzError, code=63):
     """DISKSPACE is not set."""
 
-    code = 63
 
-
-class DiskInodesUnset(VzError):
+class DiskInodesUnset(VzError, code=64):
     """DISKINODES is not set."""
 
-    code = 64
 
-
-class UgidQuotaFailed(VzError):
+class UgidQuotaFailed(VzError, code=65):
     """User and group quota could not be set."""
 
-    code = 65
 
-
-class QuotaOffFailed(VzError):
+class QuotaOffFailed(VzError, code=66):
     """Disk quota could not be turned off."""
 
-    code = 66
+
+class UgidQuotaNotInitialised(VzError, code=67):
+    """Quota cannot be initialised: the container is mounted."""
 
 
-class UgidQuotaNotInitialised(VzError):
-    """User and group quota is not initialised on the mounted container."""
-
-    code = 67
-
-
-class BadHostname(VzError):
+class BadHostname(VzError, code=70):
     """The host name is not valid."""
 
-    code = 70
 
-
-class BadAddress(VzError):
+class BadAddress(VzError, code=71):
     """The IP address is not valid."""
 
-    code = 71
 
-
-class BadNameserver(VzError):
+class BadNameserver(VzError, code=72):
     """The address of the DNS server is not valid."""
 
-    code = 72
 
-
-class BadSearchDomain(VzError):
+class BadSearchDomain(VzError, code=73):
     """The search domain is not valid."""
 
-    code = 73
 
-
-class PasswordFailed(VzError):
+class PasswordFailed(VzError, code=74):
     """The password could not be changed."""
 
-    code = 74
 
-
-class LockDirUnset(VzError):
+class LockDirUnset(VzError, code=77):
     """LOCKDIR is not usable."""
 
-    code = 77
 
-
-class AddressInUse(VzError):
+class AddressInUse(VzError, code=78):
     """The IP address is in use."""
 
-    code = 78
 
-
-class ActionScriptFailed(VzError):
+class ActionScriptFailed(VzError, code=79):
     """An action script returned an error."""
 
-    code = 79
 
-
-class ShapingFailed(VzError):
+class ShapingFailed(VzError, code=80):
     """Traffic shaping could not be set up."""
 
-    code = 80
 
-
-class AccountingFailed(VzError):
+class AccountingFailed(VzError, code=81):
     """Traffic accounting could not be set up."""
 
-    code = 81
 
-
-class SampleMissing(VzError):
+class SampleMissing(VzError, code=82):
     """The configuration sample cannot be found or copied."""
 
-    code = 82
 
-
-class BadConfig(VzError):
+class BadConfig(VzError, code=85):
     """The configuration file is not valid."""
 
-    code = 85
 
-
-class DevicesFailed(VzError):
+class DevicesFailed(VzError, code=86):
     """Device permissions could not be set."""
 
-    code = 86
 
-
-class ApplicationsFailed(VzError):
-    """Application templates could not be installed."""
-
-    code = 87
-
-
-class TemplateMissing(VzError):
+class TemplateMissing(VzError, code=91):
     """The OS template cannot be found."""
 
-    code = 91
 
-
-class RecoverFailed(VzError):
+class RecoverFailed(VzError, code=92):
     """The container could not be recovered."""
 
-    code = 92
 
-
-class ReinstallFailed(VzError):
+class ReinstallFailed(VzError, code=94):
     """The container could not be reinstalled."""
 
-    code = 94
 
-
-class CustomConfigureFailed(VzError):
+class CustomConfigureFailed(VzError, code=102):
     """The customisation script failed."""
 
-    code = 102
 
-
-class NetdevFailed(VzError):
+class NetdevFailed(VzError, code=104):
     """A network device could not be moved."""
 
-    code = 104
 
-
-class StartDisabled(VzError):
+class StartDisabled(VzError, code=105):
     """Container start disabled."""
 
-    code = 105
 
-
-class NetfilterFailed(VzError):
+class NetfilterFailed(VzError, code=106):
     """The netfilter level could not be set."""
 
-    code = 106
 
-
-class NoDistribution(VzError):
+class NoDistribution(VzError, code=107):
     """The distribution's configuration cannot be found."""
 
-    code = 107
 
-
-class NoDistributionScript(VzError):
+class NoDistributionScript(VzError, code=108):
     """The distribution has no script for this action."""
 
-    code = 108
 
-
-class ApplyConfigFailed(VzError):
+class ApplyConfigFailed(VzError, code=109):
     """The sample could not be applied."""
 
-    code = 109
 
-
-class StartWaitFailed(VzError):
+class StartWaitFailed(VzError, code=133):
     """The container did not finish its start in time."""
 
-    code = 133
 
-
-class MeminfoFailed(VzError):
+class MeminfoFailed(VzError, code=135):
     """The meminfo mode could not be set."""
 
-    code = 135
 
-
-class VethFailed(VzError):
+class VethFailed(VzError, code=136):
     """A virtual network adapter could not be configured."""
 
-    code = 136
 
-
-class NameFailed(VzError):
+class NameFailed(VzError, code=137):
     """The name could not be set."""
 
-    code = 137
 
-
-class ConfigNotSaved(VzError):
+class ConfigNotSaved(VzError, code=139):
     """The configuration could not be saved."""
 
-    code = 139
 
-
-class RegisterFailed(VzError):
+class RegisterFailed(VzError, code=140):
     """The environment could not be registered."""
 
-    code = 140
 
-
-class UnregisterFailed(VzError):
+class UnregisterFailed(VzError, code=142):
     """The environment could not be unregistered."""
 
-    code = 142
 
-
-class CpuMaskFailed(VzError):
+class CpuMaskFailed(VzError, code=146):
     """The CPU mask could not be applied."""
 
-    code = 146
+
+class PciFailed(VzError, code=147):
+    """A PCI device could not be given to the container."""
 
 
-class IoFailed(VzError):
+class IoFailed(VzError, code=148):
     """Disk I/O parameters could not be applied."""
 
-    code = 148
 
-
-class NodeMaskFailed(VzError):
+class NodeMaskFailed(VzError, code=149):
     """The NUMA node mask could not be applied."""
 
-    code = 149
 
-
-class ImageMountFailed(VzError):
+class ImageMountFailed(VzError, code=152):
     """The disk image could not be mounted."""
 
-    code = 152
 
-
-class ImageUmountFailed(VzError):
+class ImageUmountFailed(VzError, code=153):
     """The disk image could not be unmounted."""
 
-    code = 153
 
-
-class ImageResizeFailed(VzError):
+class ImageResizeFailed(VzError, code=154):
     """The disk image could not be resized."""
 
-    code = 154
 
-
-class ImageConvertFailed(VzError):
+class ImageConvertFailed(VzError, code=155):
     """The disk image could not be converted."""
 
-    code = 155
 
-
-class SnapshotFailed(VzError):
+class SnapshotFailed(VzError, code=156):
     """The snapshot could not be created."""
 
-    code = 156
 
-
-class SnapshotDeleteFailed(VzError):
+class SnapshotDeleteFailed(VzError, code=158):
     """The snapshot could not be deleted."""
 
-    code = 158
 
-
-class SnapshotSwitchFailed(VzError):
+class SnapshotSwitchFailed(VzError, code=159):
     """The snapshot could not be switched to."""
-
-    code = 159
 
 
 def documented(root: type[VzError] = VzError) -> Iterator[type[VzError]]:

@@ -29,7 +29,7 @@ class Feature:
     """One feature: what it takes, or why it is not a switch."""
 
     name: str
-    #: Device node of the server's /dev that appears inside, and its number (character device).
+    #: Device node that appears inside where the server has it, and its number (character device).
     node: str = ""
     number: tuple[int, int] = (0, 0)
     #: Kind of network device (ip-link(8)) that can be made inside.
@@ -113,11 +113,8 @@ def lacking(feature: Feature) -> str:
         found = os.stat(f"/dev/{feature.node}")
     except OSError as error:
         return f"/dev/{feature.node}: {error.strerror}"
-    if not stat.S_ISCHR(found.st_mode):
-        return f"/dev/{feature.node} is no device"
-    # Seen from inside the node belongs to nobody: what strangers may do is what counts.
-    if found.st_mode & 0o006 != 0o006:
-        return f"/dev/{feature.node} is not open to everybody (chmod 666 on the server)"
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(*feature.number):
+        return f"/dev/{feature.node} is not the device it should be"
     return ""
 
 

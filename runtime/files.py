@@ -76,7 +76,7 @@ def remove_tree(path: Path) -> None:
     doomed = path.with_name(f"{_TEMPORARY}{path.name}.{os.getpid()}")
     try:
         os.rename(path, doomed)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     fsync_directory(path.parent)
     _rmtree(doomed)

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from runtime import boot, init, mounts, namespaces, seccomp, syscalls
+from runtime import boot, devices, init, mounts, namespaces, seccomp, syscalls
 from runtime.cgroups import Cgroup
-from runtime.errors import EnvironmentFailed, MountFailed, PrivateBroken, VzError
+from runtime.errors import DevicesFailed, EnvironmentFailed, MountFailed, PrivateBroken, VzError
 from runtime.plan import BindSource, Plan
 
 _TIMEOUT_S = 120.0
@@ -61,7 +61,7 @@ def bring_up(child: Child, plan: Plan, ids: namespaces.IdRange, files: Sequence[
     """Give the first process what it waits for; return the masters of its consoles.
 
     ``files`` are detached mounts of its own /proc files; they are closed. Raises EnvironmentFailed,
-    MountFailed, PrivateBroken, or what the network raises.
+    MountFailed, DevicesFailed, PrivateBroken, or what the network raises.
     """
     channel, pid = child.channel, child.pid
     with ExitStack() as closing:
@@ -75,6 +75,9 @@ def bring_up(child: Child, plan: Plan, ids: namespaces.IdRange, files: Sequence[
         closing.callback(os.close, fds[0])
         for source in plan.binds:
             fds.append(_bind(source, userns))
+            closing.callback(os.close, fds[-1])
+        for node in plan.access.own:
+            fds.append(_node(node, ids.first))
             closing.callback(os.close, fds[-1])
         socket.send_fds(channel, [boot.GO], [*fds, *files])
         if plan.wants_network:
@@ -137,6 +140,13 @@ def _bind(source: BindSource, userns: int) -> int:
     with suppress(OSError):
         syscalls.mount_setattr(fd, add=syscalls.MOUNT_ATTR_IDMAP, userns_fd=userns)
     return fd
+
+
+def _node(node: devices.Node, owner: int) -> int:
+    try:
+        return devices.made(node, owner)
+    except OSError as error:
+        raise DevicesFailed(f"cannot make /dev/{node.name}: {error.strerror}") from error
 
 
 def _failure(report: bytes) -> VzError:

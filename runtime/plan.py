@@ -124,6 +124,7 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
             access.nodes,
             tuple(source.bind for source in binds),
             terminals=_terminals(inside.terminals),
+            own_nodes=tuple(node.name for node in access.own),
             nesting=features.enabled(config, "nesting"),
         ),
         binds,

@@ -7,10 +7,19 @@ first, ``scripts/``, ``dump/``; ``VERSION`` names the format.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import PrivateBroken, PrivateMissing, TemplateMissing
+from runtime.errors import (
+    PrivateBroken,
+    PrivateMissing,
+    PrivateUnset,
+    RootUnset,
+    TemplateMissing,
+    TemplateUnset,
+    VzError,
+)
 from runtime.features import switches
 
 if TYPE_CHECKING:
@@ -20,8 +29,21 @@ if TYPE_CHECKING:
 
 
 def location(paths: Paths, config: Config) -> Path:
-    """Return the private area a configuration names."""
-    return paths.area(config["VE_PRIVATE"])
+    """Return the private area a configuration names; raises PrivateUnset."""
+    return _place(paths, config, "VE_PRIVATE", PrivateUnset)
+
+
+def mount_point(paths: Paths, config: Config) -> Path:
+    """Return VE_ROOT, where the server sees the tree; raises RootUnset."""
+    return _place(paths, config, "VE_ROOT", RootUnset)
+
+
+def _place(paths: Paths, config: Config, key: str, unset: type[VzError]) -> Path:
+    """Return a directory a configuration names, never the server's root: it would be removed."""
+    place = Path(os.path.normpath(paths.area(config[key].strip())))
+    if place == paths.root:
+        raise unset(f"{key} is not set", hint=f"remove the line {key}= to have the usual place")
+    return place
 
 
 def layers(private: Path, template_area: Path) -> tuple[Path, ...]:
@@ -63,7 +85,7 @@ def options(paths: Paths, ctid: int, config: Config) -> Options:
     from vzfs.options import Options
 
     private = location(paths, config)
-    area = paths.area(config["TEMPLATE"])
+    area = _place(paths, config, "TEMPLATE", TemplateUnset)
     ledger = resources_disk.prepare(paths, ctid, config, private)
     return Options(
         lower=layers(private, area),

@@ -89,6 +89,28 @@ def apply_enabled(ct: Container, before: Config, after: Config) -> None:
             quota.apply_enabled(path, enabled=False)
 
 
+def turn_on(ct: Container) -> None:
+    """Let the limits of its quota file bind; raises QuotaOnFailed when they do already."""
+    with _translated(QuotaOnFailed):
+        quota.turn_on(ct.paths.quota_file(ct.ctid))
+
+
+def turn_off(ct: Container) -> None:
+    """Let the limits of its quota file bind no more; raises QuotaOffFailed when they do not."""
+    with _translated(QuotaOffFailed):
+        quota.turn_off(ct.paths.quota_file(ct.ctid))
+
+
+def initialise(ct: Container) -> tuple[int, int]:
+    """Make its quota file anew; return the KiB and inodes counted. Raises QuotaInitFailed."""
+    path = ct.paths.quota_file(ct.ctid)
+    with _translated(QuotaInitFailed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        area, index = ct.private / "root", ct.private / "cow" / "index"
+        usage = quota.init(path, area, changes(ct.config), index=index if index.is_dir() else None)
+    return (usage.blocks + 1) // 2, usage.inodes
+
+
 def is_served(path: Path) -> bool:
     """Return whether a file server keeps the quota file just now; raises QuotaError."""
     try:

@@ -62,6 +62,8 @@ class View:
 
     nodes: Sequence[str]
     binds: Sequence[Bind]
+    #: Names below /dev of nodes whose detached mounts travel separately.
+    own_nodes: Sequence[str] = ()
     #: Also mount the v1 hierarchy of systemd, for distributions that do not know v2 alone.
     hybrid_cgroups: bool = False
     #: Number of consoles: 1 is /dev/console and tty1, 2 is tty2.
@@ -80,7 +82,9 @@ class Console:
     number: int
 
 
-def build(root_fd: int, view: View, bind_fds: Sequence[int]) -> list[Console]:
+def build(
+    root_fd: int, view: View, bind_fds: Sequence[int], node_fds: Sequence[int] = ()
+) -> list[Console]:
     """Mount what ``view`` says below ``root_fd`` (attached already); return the consoles.
 
     Call it as root of the container's user namespace, in its namespaces, before ``mounts.pivot``.
@@ -91,6 +95,8 @@ def build(root_fd: int, view: View, bind_fds: Sequence[int]) -> list[Console]:
     mounts.attach(mounts.new("sysfs", {}, NOSUID_NODEV_NOEXEC | READ_ONLY), root_fd, "sys")
     _cgroups(root_fd, view)
     consoles = _devices(root_fd, view)
+    for name, fd in zip(view.own_nodes, node_fds, strict=True):
+        mounts.attach(fd, root_fd, f"dev/{name}", directory=False)
     if view.nesting:
         _allow_nesting(root_fd)
     for bind, fd in zip(view.binds, bind_fds, strict=True):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from runtime import features
-from runtime.errors import InvalidValue
+from runtime.errors import InvalidValue, PciFailed
 from runtime.settings import Setting, whole, yes_no
 
 _LIVE_DEVICES = "runtime.resources_devices:apply"
@@ -179,6 +180,40 @@ def _target(word: str) -> str:
     return word.partition(",")[0].rpartition(":")[2]
 
 
+def pci_add(text: str) -> str:
+    """Refuse a PCI device, telling how its parts get inside; raises InvalidValue, PciFailed."""
+    name = _pci(text)
+    place = Path("/sys/bus/pci/devices") / name
+    if not place.is_dir():
+        raise PciFailed(f"this server has no PCI device {name}")
+    links = sorted(path.name for path in place.glob("net/*"))
+    raise PciFailed(
+        f"a container has no PCI bus: device {name} cannot be given to it",
+        hint=f"--netdev_add {links[0]} gives it the network interface"
+        if links
+        else "--devnodes gives it the device's node in /dev; a virtual machine takes all of it",
+    )
+
+
+def _pci(text: str) -> str:
+    """Return a PCI address with its domain (lspci(8), -D); raises InvalidValue."""
+    match = re.fullmatch(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", text.lower())
+    if match is None:
+        raise InvalidValue(f"not a PCI device: {text!r}", hint="write [DOMAIN:]BUS:SLOT.FUNCTION")
+    return f"{match[1] or '0000'}:{match[2]}"
+
+
+def remove_pci(stored: str | None, checked: Sequence[str]) -> str | None:
+    """Remove PCI devices which an old configuration names; raises PciFailed."""
+    words = (stored or "").split()
+    for name in checked:
+        left = [word for word in words if word.lower() not in (name, name.removeprefix("0000:"))]
+        if left == words:
+            raise PciFailed(f"the container has no PCI device {name}")
+        words = left
+    return " ".join(words) or None
+
+
 ROWS = (
     Setting(
         "capability",
@@ -242,6 +277,23 @@ ROWS = (
         check=yes_no,
         choices=("yes", "no"),
         group="Mounts",
+    ),
+    Setting(
+        "pci_add",
+        "PCI",
+        "refused: a container has no PCI bus (--netdev_add, --devnodes)",
+        check=pci_add,
+        metavar="[DOMAIN:]BUS:SLOT.FUNCTION",
+        group="Obsolete",
+    ),
+    Setting(
+        "pci_del",
+        "PCI",
+        "a PCI device of an old configuration to forget",
+        check=_pci,
+        metavar="[DOMAIN:]BUS:SLOT.FUNCTION",
+        merge=remove_pci,
+        group="Obsolete",
     ),
     Setting(
         "class_id",

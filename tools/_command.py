@@ -15,7 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from runtime.errors import GlobalConfigMissing, InvalidOption, VzError
+from runtime.errors import (
+    GlobalConfigMissing,
+    InvalidOption,
+    NotPermitted,
+    OutOfMemory,
+    VzError,
+)
 from runtime.paths import Paths
 
 if TYPE_CHECKING:
@@ -322,7 +328,14 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except VzError as error:
-        return _report(program, error)
+        refused = os.geteuid() != 0 and isinstance(error.__cause__, PermissionError)
+        return _report(program, _not_root(error.message) if refused else error)
+    except PermissionError as error:
+        if os.geteuid() == 0:
+            return _bug(program)
+        return _report(program, _not_root(f"{error.filename}: {error.strerror}"))
+    except MemoryError:
+        return _report(program, OutOfMemory("this server has no memory left for the command"))
     except KeyboardInterrupt:
         print(f"{program.name}: interrupted", file=sys.stderr)
         return 130
@@ -331,14 +344,23 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except Exception:
-        import traceback
+        return _bug(program)
 
-        traceback.print_exc()
-        print(
-            f"{program.name}: this is a bug in pyvz {VERSION}; please report it with the lines above",
-            file=sys.stderr,
-        )
-        return VzError.code
+
+def _bug(program: Program) -> int:
+    """Report the exception being handled, which nobody foresaw."""
+    import traceback
+
+    traceback.print_exc()
+    print(
+        f"{program.name}: this is a bug in pyvz {VERSION}; please report it with the lines above",
+        file=sys.stderr,
+    )
+    return VzError.code
+
+
+def _not_root(reason: str) -> NotPermitted:
+    return NotPermitted(reason, hint="run it as root")
 
 
 def _run(program: Program, arguments: list[str]) -> int:

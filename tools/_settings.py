@@ -14,6 +14,7 @@ from runtime.errors import (
     ConfigMissing,
     InvalidOption,
     NameFailed,
+    ParametersMissing,
     SampleMissing,
     VzError,
 )
@@ -72,13 +73,15 @@ def settings_given(args: argparse.Namespace, context: Context) -> dict[str, list
 def set_container(context: Context, ct: Container, args: argparse.Namespace) -> None:
     """Change settings of ``ct``: check all, apply live, then store; undone if anything fails.
 
-    Raises InvalidOption when there is nothing to change, else what the settings raise.
+    Raises InvalidOption when there is nothing to change, ParametersMissing, else what the settings raise.
     """
     from tools import lifecycle
 
     given = settings_given(args, context)
     if not given and not args.applyconfig:
         raise InvalidOption("nothing to set", hint="pctl set --help lists the settings")
+    if "crypted" in given and "userpasswd" not in given:
+        raise ParametersMissing("--crypted is given without --userpasswd")
     progress = context.progress(ct.ctid)
     with locks.environment(context.paths, ct.ctid, "set"):
         lifecycle.repair(context, ct.ctid)

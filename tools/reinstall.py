@@ -71,7 +71,7 @@ def reinstall(context: Context, args: argparse.Namespace) -> None:
                 custom is None
                 or args.skipscripts
                 or "vps.reinstall" not in chosen
-                or (_script(custom, ct.ctid, fresh, private) == STANDARD)
+                or _customised(custom, ct.ctid, fresh, private) == STANDARD
             ):
                 _keep(
                     context, ct, fresh, backup=not args.skipbackup, credentials=not args.resetpwdb
@@ -123,6 +123,14 @@ def _keep(context: Context, ct: Container, fresh: Path, *, backup: bool, credent
         ct.umount()
 
 
+def _customised(path: Path, ctid: int, fresh: Path, private: Path) -> int:
+    """Let vps.reinstall do it; return 0 or STANDARD. Raises ReinstallFailed."""
+    code = _script(path, ctid, fresh, private)
+    if code not in (0, STANDARD):
+        raise ReinstallFailed(f"{path} ended with status {code}")
+    return code
+
+
 def _script(path: Path, ctid: int, fresh: Path, private: Path) -> int:
     words = [
         str(path),
@@ -137,8 +145,6 @@ def _script(path: Path, ctid: int, fresh: Path, private: Path) -> int:
         done = subprocess.run(words, check=False, env={**os.environ, "VEID": str(ctid)})
     except OSError as error:
         raise ReinstallFailed(f"cannot run {path}: {error.strerror}") from error
-    if done.returncode not in (0, STANDARD):
-        raise ReinstallFailed(f"{path} ended with status {done.returncode}")
     return done.returncode
 
 

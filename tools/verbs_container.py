@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from runtime import locks, registry
-from runtime.errors import CommandFailed, InvalidOption, StartDisabled
+from runtime.errors import CommandFailed, InvalidOption, ScriptMissing, StartDisabled
 from tools import environments, lifecycle
 from tools._command import JSON, Context, Option, Verb, option
 
@@ -218,7 +218,7 @@ def runscript(context: Context, args: argparse.Namespace) -> int:
     try:
         script = os.open(args.script, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise InvalidOption(f"cannot read {args.script}: {error.strerror}") from error
+        raise ScriptMissing(f"cannot read {args.script}: {error.strerror}") from error
     with open(script, "rb") as file:
         text = file.read()
     with locks.environment(context.paths, ct.ctid, "runscript"):

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from runtime import files, locks, registry
 from runtime.config import ConfigFile
-from runtime.errors import ConfigMissing, Mounted, RegisterFailed, UnregisterFailed
+from runtime.errors import (
+    BadConfig,
+    ConfigMissing,
+    Mounted,
+    RegisterFailed,
+    UnregisterFailed,
+)
 from tools import copying, environments, lifecycle
 from tools._command import Context, Verb, option
 from tools.verbs_container import ID, prepare
@@ -51,6 +57,8 @@ def register(context: Context, args: argparse.Namespace) -> None:
                 f"cannot read {conf}: {error.strerror}", hint="unregister leaves it there"
             ) from error
         file = ConfigFile(text, path=paths.ct_conf(ctid))
+        if not file.get("OSTEMPLATE"):
+            raise BadConfig(f"{conf} is no container's configuration: it has no OSTEMPLATE")
         file.set("VE_PRIVATE", "/" + str(private.relative_to(paths.root)))
         name = file.get("NAME")
         with locks.registry(paths):

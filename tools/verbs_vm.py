@@ -43,7 +43,7 @@ def hypervisor(context: Context) -> Iterator[Hypervisor]:
 @contextmanager
 def opened(context: Context, ident: str, purpose: str | None = None) -> Iterator[Machine]:
     """Give the machine called ``ident``; ``purpose`` locks it. Raises ConfigMissing, Locked."""
-    from vmm import registry
+    from vmm import registry, upkeep
     from vmm.machine import Machine
 
     record = registry.find(context.paths, ident)
@@ -56,7 +56,7 @@ def opened(context: Context, ident: str, purpose: str | None = None) -> Iterator
             # It may have been renamed, moved or deleted before the lock was ours.
             record = registry.find(context.paths, record.uuid)
             machine = Machine(context.paths, record, way, progress)
-            machine.repair()
+            upkeep.repair(machine)
             yield machine
 
 

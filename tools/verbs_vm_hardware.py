@@ -14,8 +14,8 @@ from tools._command import JSON, Context, Option, Verb, option
 from tools.verbs_vm import ID, opened
 
 if TYPE_CHECKING:
-    from vmm.hardware import Wish
     from vmm.snapshots import Snapshot
+    from vmm.wish import Wish
 
 _PREFIX = "setting_"
 #: Keys of a container's sample and the settings of a machine they mean.
@@ -96,7 +96,7 @@ def _sample(context: Context, name: str) -> dict[str, str]:
 
 
 def _wish(args: argparse.Namespace) -> Wish:
-    from vmm.hardware import Wish
+    from vmm.wish import Wish
 
     return Wish(
         image=args.image,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tools import recover, reinstall, verbs_container, verbs_life, verbs_state
+from tools import recover, reinstall, verbs_container, verbs_life, verbs_quota, verbs_state
 from tools._command import Program
 from tools._command import main as run_program
 
@@ -16,6 +16,7 @@ PROGRAM = Program(
         *verbs_container.VERBS,
         *verbs_life.VERBS,
         *verbs_state.VZCTL,
+        *verbs_quota.VERBS,
         *reinstall.VERBS,
         *recover.VERBS,
     ),

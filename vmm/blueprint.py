@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lxml.builder import E
 
-from vmm import devices
+from vmm import peripherals
 from vmm.acceleration import Acceleration
 from vmm.domain import Domain, Element, child, drop
 from vmm.systems import System
@@ -54,7 +54,7 @@ def blank(name: str, uuid: str, system: System, acceleration: Acceleration) -> D
         ),
     )
     domain = Domain(root)
-    domain.devices.insert(0, devices.Usb.new(system.usb).element)
+    domain.devices.insert(0, peripherals.Usb.new(system.usb).element)
     set_acceleration(domain, acceleration)
     domain.set_setting("ostype", system.family)
     domain.set_setting("distribution", system.name)

@@ -9,7 +9,7 @@ from runtime import locks
 from runtime.errors import VzError
 from runtime.paths import Paths
 from runtime.progress import Progress
-from vmm import registry, status
+from vmm import registry, status, upkeep
 from vmm.connection import Hypervisor
 from vmm.domain import Domain
 from vmm.machine import STOP_S, Machine
@@ -95,7 +95,7 @@ def _act(
     try:
         with locks.environment(paths, record.uuid, purpose, timeout_s=30):
             machine = Machine(paths, record, hypervisor, progress)
-            machine.repair()
+            upkeep.repair(machine)
             action(machine)
     except VzError as error:
         progress.warn(f"{record.name}: {error.message}")

@@ -10,9 +10,9 @@ from pathlib import Path
 from runtime import files, locks
 from runtime.errors import DevicesFailed
 from runtime.paths import Paths
-from vmm import creation, devices, images, macs, registry, snapshots
+from vmm import creation, devices, images, macs, registry, snapshots, upkeep
 from vmm.domain import Domain, drop, parse
-from vmm.machine import Machine, undefine
+from vmm.machine import Machine
 from vmm.registry import MachineRecord
 
 #: What a bundle holds beside disks and description that a copy needs too.
@@ -180,7 +180,7 @@ def move(machine: Machine, destination: Path) -> None:
             rehome(taken, old.home, home)
             files.replace(path, taken.xml.encode(), mode=0o600)
         # libvirt would go on with the snapshots as it remembers them, at the old place.
-        undefine(machine.raw())
+        upkeep.undefine(machine.raw())
         registry.save(paths, record)
         machine.record = record
         snapshots.redefine(record, machine.commit(domain))

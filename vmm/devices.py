@@ -1,8 +1,4 @@
-"""The devices of a machine, one class each: what the element says, in the product's words.
-
-A device wraps its libvirt element, so that attributes we do not know survive. Its name (hdd0,
-net1) is kept as a user alias ("ua-hdd0", libvirt.org/formatdomain.html#devices).
-"""
+"""The devices of a machine: disks and adapters, and the table of all kinds."""
 
 from __future__ import annotations
 
@@ -10,15 +6,13 @@ import os
 import re
 import string
 from pathlib import Path
-from typing import ClassVar
 
 from lxml.builder import E
 
 from runtime.errors import DevicesFailed
+from vmm.device import Device
 from vmm.domain import Domain, Element, child, drop
-
-_ALIAS = "ua-"
-_NAME = re.compile(r"([a-z]+)([0-9]+)")
+from vmm.peripherals import Parallel, Serial, Sound, Usb
 
 #: Disk interfaces: libvirt's bus, prefix of the target's name, how many positions there are.
 BUSES: dict[str, tuple[str, str, int]] = {
@@ -40,55 +34,6 @@ MOST = {
     "sound": 1,
     "usb": 1,
 }
-
-
-class Device:
-    """One device of a machine."""
-
-    kind: ClassVar[str] = ""
-    #: Whether libvirt and QEMU can plug it into a running machine.
-    hot: ClassVar[bool] = False
-
-    def __init__(self, element: Element) -> None:
-        """Wrap ``element``."""
-        self.element = element
-
-    @property
-    def name(self) -> str:
-        """What the product calls it, or an empty string when nobody named it yet."""
-        alias = self.element.find("alias")
-        word = alias.get("name", "") if alias is not None else ""
-        return word.removeprefix(_ALIAS) if word.startswith(_ALIAS) else ""
-
-    @name.setter
-    def name(self, value: str) -> None:
-        child(self.element, "alias").set("name", _ALIAS + value)
-
-    @property
-    def number(self) -> int:
-        """The number in its name."""
-        match = _NAME.fullmatch(self.name)
-        return int(match[2]) if match else 0
-
-    @property
-    def connected(self) -> bool:
-        """Whether it is connected (a cable, a medium)."""
-        return True
-
-    def details(self) -> str:
-        """Return what ``list -i`` prints behind the name."""
-        return ""
-
-    def line(self) -> str:
-        """Return the line of ``list -i``."""
-        words = [self.name, "(+)", self.details()]
-        if not self.connected:
-            words.append("state=disconnected")
-        return " ".join(word for word in words if word)
-
-    def facts(self) -> dict[str, object]:
-        """Return what ``list -i --json`` prints."""
-        return {"name": self.name, "kind": self.kind, "connected": self.connected}
 
 
 class Disk(Device):
@@ -331,85 +276,6 @@ class Adapter(Device):
             "mac": self.mac,
             "card": self.card,
         }
-
-
-class _Port(Device):
-    """A serial or parallel port: a pseudo-terminal, a file, a device or a socket."""
-
-    @classmethod
-    def new(cls, way: str, path: str = "", *, server: bool = True) -> _Port:
-        """Return a port; ``way`` is pty, file, dev or unix."""
-        element = E(cls.kind, type=way)
-        if way == "unix":
-            element.append(E.source(mode="bind" if server else "connect", path=path))
-        elif path:
-            element.append(E.source(path=path))
-        return cls(element)
-
-    @property
-    def path(self) -> str:
-        """Where its data go, or an empty string."""
-        source = self.element.find("source")
-        return source.get("path", "") if source is not None else ""
-
-    def details(self) -> str:
-        way = {"file": "output", "dev": "real", "unix": "socket"}
-        return " ".join(
-            word
-            for word in (
-                way.get(self.element.get("type", ""), "console"),
-                f"'{self.path}'" if self.path else "",
-            )
-            if word
-        )
-
-    def facts(self) -> dict[str, object]:
-        return {**super().facts(), "backend": self.element.get("type", ""), "path": self.path}
-
-
-class Serial(_Port):
-    """A serial port."""
-
-    kind = "serial"
-
-
-class Parallel(_Port):
-    """A parallel port."""
-
-    kind = "parallel"
-
-
-class Sound(Device):
-    """A sound card."""
-
-    kind = "sound"
-
-    @classmethod
-    def new(cls, model: str = "ac97") -> Sound:
-        """Return a sound card."""
-        return cls(E.sound(model=model))
-
-    def details(self) -> str:
-        return f"card={self.element.get('model', '')}"
-
-
-class Usb(Device):
-    """The USB controller: devices of the server can be handed to the machine through it."""
-
-    kind = "usb"
-
-    @classmethod
-    def new(cls, model: str = "qemu-xhci") -> Usb:
-        """Return a controller."""
-        return cls(E.controller(type="usb", index="0", model=model))
-
-    @property
-    def name(self) -> str:
-        return "usb"
-
-    @name.setter
-    def name(self, value: str) -> None:
-        """There is one, and libvirt names controllers itself."""
 
 
 KINDS: dict[str, type[Device]] = {

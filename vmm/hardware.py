@@ -6,58 +6,34 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import units
 from runtime.errors import (
-    BadAddress,
     DevicesFailed,
     InvalidOption,
-    VethFailed,
 )
 from runtime.paths import Paths
 from vmm import (
     devices,
-    guestsettings,
+    diskload,
     images,
-    macs,
     networks,
+    nics,
+    peripherals,
     positions,
     registration,
-    settings,
     snapshots,
 )
 from vmm.change import Change
-from vmm.devices import Adapter, Cdrom, Device, Disk, Floppy
+from vmm.device import Device
+from vmm.devices import Adapter, Cdrom, Disk, Floppy
 from vmm.domain import Domain, drop, text
+from vmm.wish import Wish
 
 _DISK_MB = 65536
 #: How long a guest may take to let a device go.
 _UNPLUG_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What the command line says of a device; None where it says nothing."""
-
-    image: str | None = None
-    device: str | None = None
-    type: str | None = None
-    size: str | None = None
-    iface: str | None = None
-    position: int | None = None
-    recreate: bool = False
-    network: str | None = None
-    mac: str | None = None
-    card: str | None = None
-    ipadd: tuple[str, ...] = ()
-    ipdel: tuple[str, ...] = ()
-    dhcp: bool | None = None
-    gateway: str | None = None
-    output: str | None = None
-    socket: str | None = None
-    socket_mode: str = "server"
 
 
 def add(change: Change, kind: str, wish: Wish) -> Device:
@@ -66,10 +42,10 @@ def add(change: Change, kind: str, wish: Wish) -> Device:
         "hdd": _new_disk,
         "cdrom": _new_cdrom,
         "fdd": _new_floppy,
-        "net": _new_adapter,
+        "net": nics.new,
         "serial": lambda _change, wish: _port("serial", wish),
         "parallel": lambda _change, wish: _port("parallel", wish),
-        "sound": lambda _change, _wish: devices.Sound.new(),
+        "sound": lambda _change, _wish: peripherals.Sound.new(),
         "usb": _new_usb,
     }
     maker = makers.get(kind)
@@ -80,19 +56,19 @@ def add(change: Change, kind: str, wish: Wish) -> Device:
     device.name = name
     change.domain.devices.append(device.element)
     if isinstance(device, Adapter):
-        networks.remember(change.domain, name, _network(change, wish))
+        networks.remember(change.domain, name, nics.network_of(change, wish))
     line = describe(change.machine.paths, change.domain, device)
     change.say(f"Creating {line}")
     if isinstance(device, Adapter):
-        _make_tap(change, device)
+        nics.make_tap(change, device)
     if _hot(device):
         change.attach(device.element)
     else:
         change.later(name)
     if isinstance(device, Adapter):
-        _store_addresses(change, device, wish)
+        nics.store_addresses(change, device, wish)
     if type(device) is Disk:
-        settings.fit_throttle(change)
+        diskload.fit_throttle(change)
     change.say(f"Created {line}")
     return device
 
@@ -213,92 +189,9 @@ def _uses(change: Change, bus: str) -> bool:
     return any(disk.bus == bus for disk in devices.disks(change.domain))
 
 
-# adapters
-def _network(change: Change, wish: Wish) -> str:
-    if wish.network is not None:
-        return wish.network
-    if wish.type is not None:
-        return networks.for_type(wish.type)
-    return networks.default(change.machine.paths)
-
-
-def _new_adapter(change: Change, wish: Wish) -> Adapter:
-    if wish.mac not in (None, "auto"):
-        mac: str | None = _check_mac(change, wish.mac or "", but="")
-    else:
-        mac = None
-    card = _check_card(wish.card or "virtio")
-    return networks.adapter(change.machine.paths, _network(change, wish), card=card, mac=mac)
-
-
-def _check_card(card: str) -> str:
-    if card not in Adapter.cards:
-        raise InvalidOption(f"no such network card: {card!r}", hint=", ".join(Adapter.cards))
-    return card
-
-
-def _check_mac(change: Change, text: str, *, but: str) -> str:
-    mac = macs.check(text)
-    for adapter in devices.adapters(change.domain):
-        if adapter.mac.lower() == mac and adapter.name != but:
-            raise VethFailed(f"{adapter.name} has the address {mac} already")
-    return mac
-
-
-def _store_addresses(change: Change, adapter: Adapter, wish: Wish) -> None:
-    """Note addresses of an adapter, and set them inside if the machine runs."""
-    domain, name = change.domain, adapter.name
-    if not (wish.ipadd or wish.ipdel or wish.gateway is not None or wish.dhcp is not None):
-        return
-    have = domain.setting(f"{name}.ips").split()
-    for word in wish.ipdel:
-        have = [] if word == "all" else _without(have, word)
-    have += [a for a in map(guestsettings.check_address, wish.ipadd) if a not in have]
-    gateway = domain.setting(f"{name}.gateway")
-    if wish.gateway is not None:
-        gateway = guestsettings.check_gateway(wish.gateway) if wish.gateway else ""
-    dhcp = (
-        wish.dhcp if wish.dhcp is not None else not have and domain.setting(f"{name}.dhcp") == "yes"
-    )
-    domain.set_setting(f"{name}.ips", " ".join(have) or None)
-    domain.set_setting(f"{name}.gateway", gateway or None)
-    domain.set_setting(f"{name}.dhcp", "yes" if dhcp else None)
-    if not change.running:
-        change.machine.progress.warn(
-            f"{name}: addresses are stored; pctl start --wait sets them inside"
-        )
-        return
-    _make_tap(change, adapter)
-    domain = change.domain
-    change.inside("set addresses", lambda agent: guestsettings.set_adapter(agent, domain, adapter))
-
-
-def _without(have: list[str], word: str) -> list[str]:
-    address = word.partition("/")[0]
-    left = [item for item in have if item.partition("/")[0] != address]
-    if left == have:
-        raise BadAddress(f"the adapter does not have the address {word}")
-    return left
-
-
-def _make_tap(change: Change, adapter: Adapter) -> None:
-    """Have the server's end of an adapter in place before QEMU opens it."""
-    networks.fit(change.domain)
-    found = networks.tap(change.domain, adapter)
-    if found is None:
-        return
-    paths, uuid = change.machine.paths, change.machine.record.uuid
-    known = change.has_tap(found.ifname)
-    change.hot(
-        "make the server's end",
-        lambda: networks.attach(paths, [found]),
-        None if known else lambda: networks.detach(paths, uuid, [found.ifname]),
-    )
-
-
 # ports
 def _port(kind: str, wish: Wish) -> Device:
-    cls = devices.Serial if kind == "serial" else devices.Parallel
+    cls = peripherals.Serial if kind == "serial" else peripherals.Parallel
     if wish.device is not None:
         return cls.new("dev", os.path.abspath(wish.device))
     if wish.output is not None:
@@ -314,14 +207,14 @@ def _new_usb(change: Change, _wish: Wish) -> Device:
     for element in change.domain.devices.findall("controller"):
         if element.get("type") == "usb":
             change.domain.devices.remove(element)
-    return devices.Usb.new()
+    return peripherals.Usb.new()
 
 
 def configure(change: Change, name: str, wish: Wish) -> None:
     """Change a device; raises DevicesFailed, InvalidValue, NotRunning."""
     device = devices.named(change.domain, name)
     if isinstance(device, Adapter):
-        _configure_adapter(change, device, wish)
+        nics.configure(change, device, wish)
     elif isinstance(device, Cdrom):
         _insert(change, device, _medium(wish))
     elif isinstance(device, Disk):
@@ -366,41 +259,6 @@ def _configure_disk(change: Change, disk: Disk, wish: Wish) -> None:
         change.later(disk.name)
 
 
-def _configure_adapter(change: Change, adapter: Adapter, wish: Wish) -> None:
-    name = adapter.name
-    live = True
-    if wish.network is not None or wish.type is not None:
-        network = _network(change, wish)
-        before = adapter.element.get("type")
-        networks.move(change.machine.paths, adapter, network)
-        networks.remember(change.domain, name, network)
-        live = adapter.element.get("type") == before and before != "user"
-        if live and adapter.type == "bridged":
-            _update_live(change, name, lambda found: found.join("bridged", adapter.bridge))
-        elif live:
-            # The same tap in another bridge: the guest sees nothing of it.
-            _make_tap(change, adapter)
-    if wish.mac is not None:
-        adapter.mac = macs.new() if wish.mac == "auto" else _check_mac(change, wish.mac, but=name)
-        live = False
-    if wish.card is not None:
-        adapter.card = _check_card(wish.card)
-        live = False
-    if not live:
-        change.later(name)
-    _store_addresses(change, adapter, wish)
-
-
-def _update_live(change: Change, name: str, edit: Callable[[Adapter], None]) -> None:
-    """Let the running machine's adapter be as ``edit`` makes it."""
-    if not change.running:
-        return
-    found = devices.named(change.machine.live(), name)
-    assert isinstance(found, Adapter)
-    edit(found)
-    change.update(found.element)
-
-
 def _insert(change: Change, drive: Cdrom, image: str) -> None:
     drive.image = image
     change.domain.set_setting(f"{drive.name}.image", None)
@@ -412,7 +270,7 @@ def connect(change: Change, name: str, *, on: bool) -> None:
     device = devices.named(change.domain, name)
     if isinstance(device, Adapter):
         device.connected = on
-        _update_live(change, name, lambda found: setattr(found, "connected", on))
+        nics.update_live(change, name, lambda found: setattr(found, "connected", on))
     elif isinstance(device, Cdrom):
         key = f"{name}.image"
         if on:
@@ -446,7 +304,7 @@ def remove(change: Change, name: str, *, destroy_image: bool = False) -> None:
     change.domain.devices.remove(device.element)
     if device.kind == "usb":
         # libvirt would add a controller of its own choice where none is named.
-        made = devices.Usb.new("none")
+        made = peripherals.Usb.new("none")
         for element in list(change.domain.devices.findall("input")):
             if element.get("bus") == "usb":
                 change.domain.devices.remove(element)

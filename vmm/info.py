@@ -6,6 +6,7 @@ from typing import Any
 
 from runtime.paths import Paths
 from vmm import devices, display, images, networks, status
+from vmm.device import Device
 from vmm.domain import Domain
 from vmm.registry import MachineRecord
 from vmm.status import State
@@ -49,7 +50,7 @@ def facts(paths: Paths, record: MachineRecord, domain: Domain, state: State) -> 
     }
 
 
-def _device(paths: Paths, domain: Domain, device: devices.Device) -> dict[str, Any]:
+def _device(paths: Paths, domain: Domain, device: Device) -> dict[str, Any]:
     found: dict[str, Any] = device.facts()
     if type(device) is devices.Disk:
         found["size_bytes"] = images.virtual_bytes(device.image)

@@ -9,9 +9,8 @@ again from the bundle.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,23 +18,31 @@ from runtime import files, journal
 from runtime.errors import (
     AlreadyRunning,
     CheckpointFailed,
-    ConfigMissing,
     DevicesFailed,
     Mounted,
     NotRunning,
     RestoreFailed,
     StartDisabled,
     StopFailed,
-    SystemFailure,
     ValidationFailed,
 )
 from runtime.paths import Paths
 from runtime.progress import Progress
-from vmm import acceleration, blueprint, devices, networks, registry, snapshots, status
+from vmm import (
+    acceleration,
+    blueprint,
+    devices,
+    networks,
+    poweroff,
+    registry,
+    snapshots,
+    status,
+    upkeep,
+)
 from vmm.agent import Agent
 from vmm.connection import Hypervisor
 from vmm.domain import Domain
-from vmm.faults import INVALID_ARGUMENT, translate, translated
+from vmm.faults import translate, translated
 from vmm.registry import MachineRecord
 from vmm.status import SAVED, State
 
@@ -43,10 +50,7 @@ if TYPE_CHECKING:
     import libvirt
 
 STOP_S = 120.0
-_POLL_S = 0.05
 _AGENT_S = 2.0
-#: A guest that is still booting ignores the power button: it is pressed again this often.
-_PRESS_AGAIN_S = 5.0
 
 
 class Machine:
@@ -256,51 +260,16 @@ class Machine:
         self.progress.say("Stopping the VM...")
         raw = self.raw()
         if fast or found is State.CRASHED:
-            self._destroy(raw)
+            poweroff.destroy(self, raw)
         elif found is State.PAUSED:
             raise StopFailed(
                 f"machine {self.label} is paused and cannot react",
                 hint="pctl resume it first, or pctl stop --kill",
             )
         else:
-            self._press_power_button(raw, timeout_s)
+            poweroff.press_button(self, raw, timeout_s)
         networks.detach(self.paths, self.record.uuid)
         self.progress.say("The VM has been successfully stopped.")
-
-    def _destroy(self, raw: libvirt.virDomain) -> None:
-        import libvirt
-
-        try:
-            raw.destroyFlags(0)
-        except libvirt.libvirtError:
-            # It may have ended by itself in between.
-            if raw.isActive():
-                with translated(f"machine {self.label}", instead=StopFailed):
-                    raw.destroyFlags(0)
-
-    def _press_power_button(self, raw: libvirt.virDomain, timeout_s: float) -> None:
-        import libvirt
-
-        deadline = time.monotonic() + timeout_s
-        pressed_s = float("-inf")
-        while raw.isActive():
-            now = time.monotonic()
-            if now > deadline:
-                raise StopFailed(
-                    f"machine {self.label} did not stop within {timeout_s:.0f} seconds",
-                    hint=f"pctl stop {self.label} --kill",
-                )
-            if now - pressed_s > _PRESS_AGAIN_S:
-                # A guest without power management may still have an agent.
-                again = pressed_s > 0
-                pressed_s = now
-                # The machine may end between our question and the button.
-                with suppress(libvirt.libvirtError):
-                    raw.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
-                if again:
-                    with suppress(libvirt.libvirtError):
-                        raw.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
-            time.sleep(_POLL_S)
 
     def restart(self, *, fast: bool = False) -> None:
         """Stop it if it runs, then start it."""
@@ -389,7 +358,7 @@ class Machine:
         self.progress.say("Deleting the VM...")
         # Begun, it is finished by the next command even if this one is killed.
         entry = journal.record(self.paths, self.record.uuid, "delete", home=str(self.record.home))
-        finish_delete(self.paths, self.record, self.hypervisor)
+        upkeep.finish_delete(self.paths, self.record, self.hypervisor)
         entry.clear()
         self.progress.say("The VM has been successfully deleted.")
 
@@ -413,78 +382,9 @@ class Machine:
         if self.state().active:
             raise Mounted(f"machine {self.label} runs", hint=f"pctl stop {self.label}")
         self.save()
-        undefine(self.raw())
+        upkeep.undefine(self.raw())
         registry.remove(self.paths, self.record.uuid)
         self.progress.say("The VM has been successfully unregistered.")
-
-    def repair(self) -> None:
-        """Finish what a killed command began; call it with the machine's lock held."""
-        for entry in journal.pending(self.paths, self.record.uuid):
-            if entry.act == "delete":
-                finish_delete(self.paths, self.record, self.hypervisor)
-                entry.clear()
-                raise ConfigMissing(f"machine {self.label} has been deleted")
-            entry.clear()
-        if not self.record.home.is_dir():
-            raise ConfigMissing(
-                f"the bundle of machine {self.label} is missing: {self.record.home}",
-                hint=f"mount its file system, or: pctl unregister {self.label}",
-            )
-        files.sweep_temporaries(self.record.home)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Wait for what libvirt still does for a command that was killed: it finishes jobs."""
-        import libvirt
-
-        raw = self.hypervisor.find(self.record.uuid)
-        if raw is None or not raw.isActive():
-            # It may have ended by itself, with nobody there to take its adapters down.
-            networks.detach(self.paths, self.record.uuid)
-            return
-        busy = {
-            (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SAVE),
-            (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT),
-        }
-        deadline = time.monotonic() + STOP_S
-        with translated(f"machine {self.label}"):
-            while (
-                tuple(raw.state()) in busy
-                # A libvirtd that was killed has forgotten its job: the machine is merely paused.
-                and raw.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
-                and time.monotonic() < deadline
-            ):
-                time.sleep(_POLL_S)
-
-
-def undefine(raw: libvirt.virDomain) -> None:
-    """Let libvirt forget a machine, with what it keeps about it; raises SystemFailure."""
-    import libvirt
-
-    flags = (
-        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-    )
-    more = libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-    with translated("undefining a machine", instead=SystemFailure):
-        try:
-            raw.undefineFlags(flags | more)
-        except libvirt.libvirtError as error:
-            # Drivers other than QEMU's have neither checkpoints nor firmware variables.
-            if error.get_error_code() != INVALID_ARGUMENT:
-                raise
-            raw.undefineFlags(flags)
-
-
-def finish_delete(paths: Paths, record: MachineRecord, hypervisor: Hypervisor) -> None:
-    """Do the rest of a deletion, wherever it stopped."""
-    raw = hypervisor.find(record.uuid)
-    if raw is not None:
-        undefine(raw)
-    networks.detach(paths, record.uuid)
-    files.remove_tree(record.home)
-    if record.home.parent.is_dir():
-        files.sweep_temporaries(record.home.parent)
-    registry.remove(paths, record.uuid)
 
 
 def _check_image(label: str, disk: devices.Disk) -> None:

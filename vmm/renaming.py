@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from runtime import journal, locks
-from vmm import registry, snapshots
-from vmm.machine import Machine, undefine
+from vmm import registry, snapshots, upkeep
+from vmm.machine import Machine
 from vmm.registry import MachineRecord
 
 
@@ -20,7 +20,7 @@ def rename(machine: Machine, name: str) -> None:
         name, _ = registry.check_new(machine.paths, name)
         domain = machine.current().copy()
         machine.save()
-        undefine(raw)
+        upkeep.undefine(raw)
         domain.name = name
         machine.record = MachineRecord(old.uuid, name, old.home)
         try:

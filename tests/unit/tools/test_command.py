@@ -117,3 +117,12 @@ def test_a_global_file_that_cannot_be_read_is_code_10(tmp_path):
     (tmp_path / "etc/vz/vz.conf").mkdir(parents=True)
     with pytest.raises(GlobalConfigMissing):
         Context("prog", Paths(tmp_path)).server()
+
+
+def test_a_server_without_memory_is_code_4(capsys):
+    def greedy(_context, _args):
+        raise MemoryError
+
+    program = Program("greedy", "Takes all.", run=greedy)
+    assert _command.main(program, []) == 4
+    assert capsys.readouterr().err.count("\n") == 1

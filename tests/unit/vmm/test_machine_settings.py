@@ -7,34 +7,34 @@ import os
 import pytest
 
 from runtime.errors import BadAddress, CpuMaskFailed, InvalidValue
-from vmm import guestsettings, memory, settings
+from vmm import guestsettings, memory, processors, settings, words
 from vmm.console import Keys
 
 MIB = 1 << 20
 
 
 def test_a_cpu_mask_is_a_list_of_numbers_and_ranges() -> None:
-    assert settings.number_set("0,2-3", 4, CpuMaskFailed) == {0, 2, 3}
-    assert settings.number_set("all", 3, CpuMaskFailed) == {0, 1, 2}
+    assert words.number_set("0,2-3", 4, CpuMaskFailed) == {0, 2, 3}
+    assert words.number_set("all", 3, CpuMaskFailed) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("text", ["", "a", "4", "1-9", "-1", "3-1", "0,,1"])
 def test_a_cpu_mask_outside_the_server_is_refused(text: str) -> None:
     with pytest.raises(CpuMaskFailed):
-        settings.number_set(text, 4, CpuMaskFailed)
+        words.number_set(text, 4, CpuMaskFailed)
 
 
 def test_a_cpu_limit_of_the_whole_server_is_none() -> None:
-    assert settings.cpu_percent("50") == 50
-    assert settings.cpu_percent("50%") == 50
-    assert settings.cpu_percent("0") == 0
-    assert settings.cpu_percent(str(100 * (os.cpu_count() or 1))) == 0
+    assert processors.cpu_percent("50") == 50
+    assert processors.cpu_percent("50%") == 50
+    assert processors.cpu_percent("0") == 0
+    assert processors.cpu_percent(str(100 * (os.cpu_count() or 1))) == 0
 
 
 @pytest.mark.parametrize("text", ["", "-5", "half", "1e3", "٣"])
 def test_a_cpu_limit_which_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue):
-        settings.cpu_percent(text)
+        processors.cpu_percent(text)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_snapshots_form_a_tree_and_survive_libvirt(machine: Machine) -> None:
     snapshots.delete(machine, first.uuid, children=False)
     assert {one.parent for one in snapshots.listing(machine.record)} == {None}
     machine.stop(fast=True)
-    from vmm.machine import undefine
+    from vmm.upkeep import undefine
 
     undefine(machine.raw())
     names = {one.getName() for one in machine.raw().listAllSnapshots()}

@@ -9,8 +9,9 @@ import pytest
 from lxml import etree
 
 from runtime.errors import BadConfig
-from vmm import blueprint, devices, memory
+from vmm import blueprint, devices, memory, peripherals
 from vmm.acceleration import Acceleration
+from vmm.device import Device
 from vmm.domain import Domain, bytes_of, parse
 from vmm.systems import SYSTEMS, System, choose
 
@@ -23,7 +24,7 @@ def machine(system: System) -> Domain:
     """Return a machine with one device of each kind."""
     domain = blueprint.blank("golden", UUID, system, Acceleration.EMULATED)
     home = Path("/var/parallels/golden.pvm")
-    made: list[devices.Device] = [
+    made: list[Device] = [
         devices.Disk.new(home / "hdd0.qcow2", plain=False, bus=system.disk_bus, position=0),
         devices.Disk.new(home / "hdd1.raw", plain=True, bus="scsi", position=3),
         devices.Disk.new("/dev/vg/lv", plain=True, bus="virtio", position=5),
@@ -32,9 +33,9 @@ def machine(system: System) -> Domain:
         devices.Adapter.new("bridged", bridge="br0", mac="00:1c:42:00:00:01", card=system.card),
         devices.Adapter.new("shared", mac="00:1c:42:00:00:02"),
         devices.Adapter.new("routed", mac="00:1c:42:00:00:03"),
-        devices.Serial.new("unix", "/run/serial", server=False),
-        devices.Parallel.new("file", "/tmp/printed"),
-        devices.Sound.new(),
+        peripherals.Serial.new("unix", "/run/serial", server=False),
+        peripherals.Parallel.new("file", "/tmp/printed"),
+        peripherals.Sound.new(),
     ]
     names: list[str] = []
     for device in made:

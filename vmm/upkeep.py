@@ -1,0 +1,98 @@
+"""Finishes what a killed command began, and takes machines out of libvirt and off the disk."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from runtime import files, journal
+from runtime.errors import ConfigMissing, SystemFailure
+from runtime.paths import Paths
+from vmm import networks, registry
+from vmm.connection import Hypervisor
+from vmm.faults import INVALID_ARGUMENT, translated
+from vmm.registry import MachineRecord
+
+if TYPE_CHECKING:
+    import libvirt
+
+    from vmm.machine import Machine
+
+#: How long a job of libvirt's (saving, a snapshot) is waited for.
+_SETTLE_S = 120.0
+_POLL_S = 0.05
+
+
+def repair(machine: Machine) -> None:
+    """Finish what a killed command began; call it with the machine's lock held.
+
+    Raises ConfigMissing when the machine is gone by that, or its bundle is missing.
+    """
+    record = machine.record
+    for entry in journal.pending(machine.paths, record.uuid):
+        if entry.act == "delete":
+            finish_delete(machine.paths, record, machine.hypervisor)
+            entry.clear()
+            raise ConfigMissing(f"machine {machine.label} has been deleted")
+        entry.clear()
+    if not record.home.is_dir():
+        raise ConfigMissing(
+            f"the bundle of machine {machine.label} is missing: {record.home}",
+            hint=f"mount its file system, or: pctl unregister {machine.label}",
+        )
+    files.sweep_temporaries(record.home)
+    _settle(machine)
+
+
+def _settle(machine: Machine) -> None:
+    """Wait for what libvirt still does for a command that was killed: it finishes jobs."""
+    import libvirt
+
+    raw = machine.hypervisor.find(machine.record.uuid)
+    if raw is None or not raw.isActive():
+        # It may have ended by itself, with nobody there to take its adapters down.
+        networks.detach(machine.paths, machine.record.uuid)
+        return
+    busy = {
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SAVE),
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT),
+    }
+    deadline = time.monotonic() + _SETTLE_S
+    with translated(f"machine {machine.label}"):
+        while (
+            tuple(raw.state()) in busy
+            # A libvirtd that was killed has forgotten its job: the machine is merely paused.
+            and raw.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
+            and time.monotonic() < deadline
+        ):
+            time.sleep(_POLL_S)
+
+
+def undefine(raw: libvirt.virDomain) -> None:
+    """Let libvirt forget a machine, with what it keeps about it; raises SystemFailure."""
+    import libvirt
+
+    flags = (
+        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    )
+    more = libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    with translated("undefining a machine", instead=SystemFailure):
+        try:
+            raw.undefineFlags(flags | more)
+        except libvirt.libvirtError as error:
+            # Drivers other than QEMU's have neither checkpoints nor firmware variables.
+            if error.get_error_code() != INVALID_ARGUMENT:
+                raise
+            raw.undefineFlags(flags)
+
+
+def finish_delete(paths: Paths, record: MachineRecord, hypervisor: Hypervisor) -> None:
+    """Do the rest of a deletion, wherever it stopped."""
+    raw = hypervisor.find(record.uuid)
+    if raw is not None:
+        undefine(raw)
+    networks.detach(paths, record.uuid)
+    files.remove_tree(record.home)
+    if record.home.parent.is_dir():
+        files.sweep_temporaries(record.home.parent)
+    registry.remove(paths, record.uuid)

@@ -1,0 +1,28 @@
+"""What a command line says of one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the command line says of a device; None where it says nothing."""
+
+    image: str | None = None
+    device: str | None = None
+    type: str | None = None
+    size: str | None = None
+    iface: str | None = None
+    position: int | None = None
+    recreate: bool = False
+    network: str | None = None
+    mac: str | None = None
+    card: str | None = None
+    ipadd: tuple[str, ...] = ()
+    ipdel: tuple[str, ...] = ()
+    dhcp: bool | None = None
+    gateway: str | None = None
+    output: str | None = None
+    socket: str | None = None
+    socket_mode: str = "server"
