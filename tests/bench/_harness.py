@@ -89,6 +89,50 @@ def run(*argv: str | Path, env: dict[str, str] | None = None, ok: tuple[int, ...
         raise subprocess.CalledProcessError(done.returncode, words, done.stdout, done.stderr)
 
 
+class LegacyHost:
+    """Runs commands where only cgroup v1 is seen, for peers that refuse a hybrid host.
+
+    A small process with a mount namespace of its own starts them, so that a peer pays neither for
+    the namespace nor for the size of this process.
+    """
+
+    def __init__(self) -> None:
+        """Start the process; ``close`` ends it."""
+        self._process = subprocess.Popen(
+            ["unshare", "--mount", sys.executable, "-ISc", _SPAWNER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @classmethod
+    def wanted(cls) -> bool:
+        """Whether this host has both kinds of cgroups."""
+        return Path("/sys/fs/cgroup/unified/cgroup.controllers").exists()
+
+    def run(self, *argv: str | Path, ok: tuple[int, ...] = (0,)) -> None:
+        """Do as ``run`` does, without its environment."""
+        words = [str(word) for word in argv]
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(words), file=self._process.stdin, flush=True)
+        status, said = json.loads(self._process.stdout.readline())
+        if status not in ok:
+            raise subprocess.CalledProcessError(status, words, b"", said.encode())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+_SPAWNER = """
+import json, subprocess, sys
+subprocess.run(["umount", "/sys/fs/cgroup/unified"], check=True)
+for line in sys.stdin:
+    done = subprocess.run(json.loads(line), stdin=subprocess.DEVNULL, capture_output=True)
+    print(json.dumps([done.returncode, done.stderr.decode(errors="replace")]), flush=True)
+"""
+
+
 def installed(*programs: str) -> bool:
     """Whether all these programs are there."""
     return all(shutil.which(program) for program in programs)

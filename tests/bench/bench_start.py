@@ -16,7 +16,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench._harness import BIN, arguments, emit, installed, interleaved, report, run, scratch
+from tests.bench._harness import (
+    BIN,
+    LegacyHost,
+    arguments,
+    emit,
+    installed,
+    interleaved,
+    report,
+    run,
+    scratch,
+)
 
 Act = Callable[[], None]
 
@@ -51,6 +61,7 @@ def bundle(place: Path, root: Path, runtime: str, command: list[str]) -> Path:
 
 def lxc_config(place: Path, root: Path) -> Path:
     """Write a configuration for lxc and return it."""
+    (place / "lxc").mkdir()
     conf = place / "lxc.conf"
     conf.write_text(
         f"lxc.rootfs.path = dir:{root}\nlxc.uts.name = bench\nlxc.mount.auto = proc sys\n"
@@ -60,10 +71,11 @@ def lxc_config(place: Path, root: Path) -> Path:
 
 
 class OciPeer:
-    """runc or crun."""
+    """runc or crun; ``run`` starts their commands."""
 
-    def __init__(self, place: Path, root: Path, program: str) -> None:
+    def __init__(self, place: Path, root: Path, program: str, run: Callable[..., None]) -> None:
         self.program = program
+        self.run = run
         self.once = bundle(place, root, program, ["/bin/true"])
         self.long = bundle(place, root, program, ["/bin/sleep", "600"])
         self._state = place / f"state-{program}"
@@ -72,7 +84,7 @@ class OciPeer:
     def start(self) -> None:
         """Run /bin/true in a new container."""
         self._count += 1
-        run(
+        self.run(
             self.program,
             "--root",
             self._state,
@@ -84,21 +96,20 @@ class OciPeer:
 
     def open(self) -> None:
         """Start the long-running container."""
-        subprocess.run(
-            [self.program, "--root", str(self._state), "run", "--detach", "--bundle", str(self.long), "long"],
-            check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        # A shell between: the container keeps nobody's pipe open.
+        words = f"{self.program} --root {self._state} run --detach --bundle {self.long} long"
+        self.run("sh", "-c", f"{words} >/dev/null 2>&1")
 
     def exec(self) -> None:
         """Run /bin/true in it."""
-        run(self.program, "--root", self._state, "exec", "long", "/bin/true")
+        self.run(self.program, "--root", self._state, "exec", "long", "/bin/true")
 
     def close(self) -> None:
         """Remove it."""
-        run(self.program, "--root", self._state, "delete", "--force", "long", ok=(0, 1))
+        self.run(self.program, "--root", self._state, "delete", "--force", "long", ok=(0, 1))
 
 
-def peers_start(place: Path, root: Path) -> dict[str, Act]:
+def peers_start(place: Path, root: Path, run_legacy: Callable[..., None]) -> dict[str, Act]:
     """Return the peers that can start a container here."""
     acts: dict[str, Act] = {}
     if installed("systemd-nspawn"):
@@ -107,13 +118,14 @@ def peers_start(place: Path, root: Path) -> dict[str, Act]:
         )
     if installed("podman"):
         store = [f"--root={place}/podman", f"--runroot={place}/podman-run"]
-        acts["podman"] = lambda: run(
-            "podman", *store, "--cgroup-manager=cgroupfs", "run", "--rm", "--network=none",
+        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]
+        acts["podman"] = lambda: run_legacy(
+            "podman", *store, "--cgroup-manager=cgroupfs", "run", "--rm", *limits, "--network=none",
             "--cgroups=disabled", "--rootfs", root, "/bin/true",
         )  # fmt: skip
-    if installed("lxc-execute"):
+    if installed("lxc-start"):
         conf = lxc_config(place, root)
-        acts["lxc-execute"] = lambda: run(
+        acts["lxc-start"] = lambda: run_legacy(
             "lxc-start", "-F", "-P", place / "lxc", "-n", "bench", "-f", conf, "--", "/bin/true"
         )
     return acts
@@ -125,13 +137,17 @@ def main() -> None:
     with scratch() as place:
         os.environ["VZ_ROOT"] = str(place / "vz")
         (place / "vz").mkdir()
+        legacy = LegacyHost() if LegacyHost.wanted() else None
         try:
-            emit(_measure(place, args.rounds))
+            emit(_measure(place, args.rounds, legacy.run if legacy else run))
         finally:
+            if legacy is not None:
+                legacy.close()
             run(BIN / "python", "-m", "tools.service", "--stop", place / "vz")
 
 
-def _measure(place: Path, rounds: int) -> list[dict[str, object]]:
+def _measure(place: Path, rounds: int, run_legacy: Callable[..., None]) -> list[dict[str, object]]:
+    from runtime import nursery
     from runtime.container import Container
     from runtime.paths import Paths
     from runtime.progress import Silent
@@ -144,11 +160,12 @@ def _measure(place: Path, rounds: int) -> list[dict[str, object]]:
     cold = {**os.environ, "VZ_SERVICE": "no"}
     run(pctl, "create", "101", "--ostemplate", "busybox", "--force")
     run(pctl, "create", "102", "--ostemplate", "busybox", "--force")
+    nursery.begin()
     preload()
     context = Context("bench", Paths.from_environment(), quiet=True)
     ct: Container = environments.find_container(context, "101")
     ct.progress = Silent()
-    oci = [OciPeer(place, root, name) for name in ("runc", "crun") if installed(name)]
+    oci = [OciPeer(place, root, name, run_legacy) for name in ("runc", "crun") if installed(name)]
 
     def api_start() -> None:
         assert ct.run(["/bin/true"]) == 0
@@ -161,7 +178,7 @@ def _measure(place: Path, rounds: int) -> list[dict[str, object]]:
     starts["pyvz command, no service"] = lambda: run(pctl, "run", "101", "/bin/true", env=cold)
     for peer in oci:
         starts[peer.program] = peer.start
-    starts.update(peers_start(place, root))
+    starts.update(peers_start(place, root, run_legacy))
     results.append(report("start /bin/true and wait", interleaved(starts, rounds), base="runc"))
 
     run(pctl, "start", "102")
