@@ -131,10 +131,8 @@ class Descriptors:
             if len(self._open) <= goal:
                 break
             place = self._open.popleft()
-            if place.pinned:
-                if place.fd >= 0:
-                    self._open.append(place)
-            else:
+            # A pinned one is closed when the last who knows it forgets it.
+            if not place.pinned:
                 place.close()
 
 

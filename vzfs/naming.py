@@ -366,9 +366,6 @@ class Naming(CopyUp):
             if node.up is not None:
                 node.up.open()
                 node.up.pinned = True
-            for place in node.lows:
-                place.open()
-                place.pinned = True
             return
         assert isinstance(node, File)
         if node.magic and node.anchor < 0 and node.up is not None:

@@ -72,6 +72,16 @@ def test_a_flood_of_files_leaves_the_server_small(subject: beds.Vzfs) -> None:
         shutil.rmtree(subject.merged / f"flood{folder}")
 
 
+def test_removed_folders_are_let_go(subject: beds.Vzfs) -> None:
+    for number in range(2500):
+        (subject.merged / f"d{number}").mkdir()
+        (subject.merged / f"d{number}" / "f").touch()
+    for number in range(2500):
+        (subject.merged / f"d{number}" / "f").unlink()
+        (subject.merged / f"d{number}").rmdir()
+    assert len(os.listdir(f"/proc/{subject.server}/fd")) < 1024 + 256
+
+
 def test_names_looked_up_in_vain_are_not_remembered(subject: beds.Vzfs) -> None:
     before = resident(subject.server)
     for number in range(30_000):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from vzfs.layers import Descriptors, Place, find_lower, lower_path, resolve, resolve_file
 
 
@@ -62,6 +64,22 @@ def test_closed_directories_open_again(tmp_path: Path) -> None:
     assert place.fd == -1
     assert root.fd >= 0
     assert os.stat(b"c", dir_fd=place.open()).st_size == 4
+
+
+def test_a_removed_directory_is_held_as_long_as_somebody_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    descriptors = Descriptors(limit=0)
+    root = Place(descriptors, 1, None, b"", os.open(tmp_path, os.O_PATH | os.O_DIRECTORY))
+    place = root.child(b"gone")
+    fd = place.open()
+    place.pinned = True
+    (tmp_path / "gone").rmdir()
+    descriptors.trim()
+    assert os.fstat(place.fd).st_nlink == 0
+    assert not descriptors.crowded, "it must not be looked at again and again"
+    del place
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
 
 
 def test_depth_is_not_bounded_by_recursion(tmp_path: Path) -> None:
