@@ -24,7 +24,6 @@ from runtime.errors import (
     PrivateExists,
     SystemFailure,
 )
-from templates import create as template_create
 from tools import lifecycle
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ def clone(
     The copy gets its own UUID and adapters' MAC addresses; its IP addresses stay those of the
     source, which is warned about. Raises PrivateExists, NoDiskSpace, Locked.
     """
+    from templates import create as template_create
+
     paths = context.paths
     progress = context.progress(ctid)
     first, second = sorted((source.ctid, ctid))

@@ -21,7 +21,6 @@ from runtime.config import ConfigFile
 from runtime.errors import CustomConfigureFailed, ReinstallFailed
 from tools import environments, lifecycle
 from tools._command import Context, Verb, option
-from tools.copying import copy_tree
 from tools.verbs_container import ID, prepare
 
 if TYPE_CHECKING:
@@ -106,6 +105,8 @@ def _build(context: Context, ct: Container, fresh: Path) -> None:
 
 def _keep(context: Context, ct: Container, fresh: Path, *, backup: bool, credentials: bool) -> None:
     """Take over from the old system: its merged tree to /old, its credentials to /etc."""
+    from tools.copying import copy_tree
+
     ct.mount()
     try:
         root = context.paths.area(ct.config["VE_ROOT"])

@@ -7,13 +7,11 @@ standard output or a file and never sent anywhere by itself.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import os
 import re
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +73,9 @@ def _members(context: Context, ctid: int) -> Iterator[tuple[str, str]]:
 
 def problem_report(context: Context, args: argparse.Namespace) -> int:
     """Write the archive; its checksum goes to standard error."""
+    import hashlib
+    import tarfile
+
     ct = environments.find_container(context, args.ident)
     if args.output is None and sys.stdout.isatty():
         raise InvalidOption(

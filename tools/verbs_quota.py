@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from runtime import locks, resources_disk
+from runtime import locks
 from runtime.errors import DiskInodesUnset, DiskSpaceUnset, UgidQuotaNotInitialised
 from tools import environments
 from tools._command import Context, Verb
@@ -13,6 +13,8 @@ from tools.verbs_container import ID, prepare
 
 def turn_on(context: Context, args: argparse.Namespace) -> None:
     """Let the limits bind; raises QuotaOnFailed."""
+    from runtime import resources_disk
+
     ct = environments.find_container(context, args.ident)
     with locks.environment(context.paths, ct.ctid, "quotaon"):
         prepare(context, ct)
@@ -22,6 +24,8 @@ def turn_on(context: Context, args: argparse.Namespace) -> None:
 
 def turn_off(context: Context, args: argparse.Namespace) -> None:
     """Let the limits bind no more; raises QuotaOffFailed."""
+    from runtime import resources_disk
+
     ct = environments.find_container(context, args.ident)
     with locks.environment(context.paths, ct.ctid, "quotaoff"):
         prepare(context, ct)
@@ -31,6 +35,8 @@ def turn_off(context: Context, args: argparse.Namespace) -> None:
 
 def initialise(context: Context, args: argparse.Namespace) -> None:
     """Count a container's area anew; raises what is missing, or QuotaInitFailed."""
+    from runtime import resources_disk
+
     ct = environments.find_container(context, args.ident)
     with locks.environment(context.paths, ct.ctid, "quotainit"):
         prepare(context, ct)
