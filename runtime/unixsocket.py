@@ -25,16 +25,18 @@ def _short(path: Path) -> Iterator[str]:
 def listen(path: Path, *, backlog: int = 64) -> socket.socket:
     """Return a listening stream socket at ``path``, readable by root alone; raises OSError.
 
-    A socket file that is there already is replaced.
+    A socket file that is there already is replaced; whoever finds the new one is answered.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.new")
     with suppress(FileNotFoundError):
-        path.unlink()
+        fresh.unlink()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    with _short(path) as address:
+    with _short(fresh) as address:
         sock.bind(address)
-    os.chmod(path, 0o600)
+    os.chmod(fresh, 0o600)
     sock.listen(backlog)
+    os.rename(fresh, path)
     return sock
 
 
