@@ -40,6 +40,7 @@ from runtime import (
 from runtime.cgroups import Cgroup, Limits
 from runtime.errors import MountFailed, MountPointFailed, SystemFailure, VzError
 from runtime.log import Log
+from runtime.net import netfilter
 from runtime.reports import CallerGone, Reporter
 from runtime.state import Phase, Process, RunState
 from vzfs import server as vzfs_server
@@ -55,6 +56,7 @@ PLAN = b"P"  # a new plan
 LISTENER = b"L"  # where commands ask
 INIT = b"I"  # the id of process 1
 CONSOLES = b"C"  # their masters
+RULES = b"N"  # what NETFILTER's level lasts as long as
 OUTCOME = b"="
 #: What a server is told: to begin, or to go on from where another died; what; its connection.
 FRESH = b"N"
@@ -417,6 +419,7 @@ class _Actor:
         chosen = launch.choose_init(wanted)
         child = launch.fork(wanted, self.cgroup, chosen)
         self._tell(INIT, str(child.pid).encode())
+        level = self._filter_packets(child.pid)
         shown = kept.view_fd >= 0
         files = procview.bindings(kept.paths, kept.ctid).values() if shown else ()
         self._tell(CONSOLES, fds=launch.bring_up(child, wanted, ids, list(files)))
@@ -434,9 +437,19 @@ class _Actor:
                 "halt_commands": [list(words) for words in chosen.halt_commands],
                 "init": str(chosen.kind),
                 "first_id": ids.first,
+                "netfilter": str(level),
             },
         )
         events.emit(kept.paths, kept.ctid, "started", init=str(chosen.kind))
+
+    def _filter_packets(self, pid: int) -> netfilter.Level:
+        """Have NETFILTER's level in the container's network before anything runs there."""
+        level = netfilter.level(self.plan.config)
+        fd = netfilter.hold(pid, level)
+        if fd >= 0:
+            self._tell(RULES, fds=[fd])
+            os.close(fd)
+        return level
 
     def _show_view(self) -> None:
         """Mount what it sees of /proc and have it served; without, it sees the server's figures."""

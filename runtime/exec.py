@@ -32,6 +32,7 @@ from runtime import (
 from runtime.cgroups import Cgroup
 from runtime.errors import InvalidOption, NotRunning, SystemFailure
 from runtime.features import switches
+from runtime.net.netfilter import Level
 from runtime.paths import Paths
 from runtime.state import Phase, RunState
 
@@ -113,7 +114,7 @@ def spawn(paths: Paths, ctid: int, capability: str | None, command: Command) -> 
     run = running(paths, ctid)
     assert run.init is not None
     capabilities = caps.numbers(caps.bounding(switches(capability)))
-    filter_ = seccomp.program()
+    filter_ = seccomp.program(netfilter=run.extra.get("netfilter") != Level.DISABLED)
     with ExitStack() as closing:
         try:
             pidfd = os.pidfd_open(run.init.pid)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from runtime import boot, devices, init, mounts, namespaces, seccomp, syscalls
 from runtime.cgroups import Cgroup
 from runtime.errors import DevicesFailed, EnvironmentFailed, MountFailed, PrivateBroken, VzError
+from runtime.net import netfilter
 from runtime.plan import BindSource, Plan
 
 _TIMEOUT_S = 120.0
@@ -42,7 +43,8 @@ def fork(plan: Plan, cgroup: Cgroup, chosen: init.Init) -> Child:
 
     It is a child of this process's parent, the supervisor, which outlives this one.
     """
-    filter_ = seccomp.program(netfilter=plan.config.get("NETFILTER") != "disabled")
+    disabled = netfilter.level(plan.config) is netfilter.Level.DISABLED
+    filter_ = seccomp.program(netfilter=not disabled)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     entrance = cgroup.entrance()
     try:

@@ -157,6 +157,8 @@ class Supervisor:
             server_channel=files[1],
         )
         self.consoles = Consoles()
+        #: Its rules of NETFILTER's level go when this is closed, and its network namespace.
+        self._rules_fd = -1
         self._over = False
         #: The act that is done now, and where it tells what to keep.
         self._act: Act | None = None
@@ -255,6 +257,8 @@ class Supervisor:
             elif word == acts.PLAN:
                 os.close(kept.plan_fd)
                 kept.plan_fd = fds[0]
+            elif word == acts.RULES:
+                self._rules_fd = fds[0]
             elif word == acts.CONSOLES:
                 self.consoles.replace(fds)
             elif word == acts.INIT:
@@ -281,6 +285,9 @@ class Supervisor:
         kept = self.kept
         if act is Act.END:
             self._drop_view()
+            if self._rules_fd >= 0:
+                os.close(self._rules_fd)
+                self._rules_fd = -1
             self.consoles.replace([])
             kept.init, self._init_status = 0, None
         if outcome is Outcome.GONE:

@@ -9,55 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from runtime.errors import InvalidOption, NetfilterFailed, VethFailed
-from runtime.net import addresses, netdevs, netif, rates
+from runtime.errors import InvalidOption, VethFailed
+from runtime.net import addresses, netdevs, netfilter, netif, rates
 from runtime.settings import Setting, yes_no
 
 _LIVE = "runtime.net.live:apply_network"
 _LIVE_DNS = "runtime.net.live:apply_dns"
 _LIVE_RATE = "runtime.net.live:apply_rate"
 
-#: Modules of vz.conf(5)'s IPTABLES; on a kernel of today they say what a container may ask for.
-IPTABLES_MODULES = frozenset(
-    [
-        "ip_tables",
-        "ip6_tables",
-        "iptable_filter",
-        "ip6table_filter",
-        "iptable_mangle",
-        "ip6table_mangle",
-        "iptable_nat",
-        "ip6table_nat",
-        "nf_conntrack",
-        "nf_nat",
-        "ip_conntrack",
-        "ip_nat",
-        "ip_conntrack_ftp",
-        "ip_conntrack_irc",
-        "ip_nat_ftp",
-        "ip_nat_irc",
-        "ipt_limit",
-        "ipt_multiport",
-        "ipt_tos",
-        "ipt_TOS",
-        "ipt_REJECT",
-        "ipt_TCPMSS",
-        "ipt_tcpmss",
-        "ipt_ttl",
-        "ipt_LOG",
-        "ipt_length",
-        "ipt_conntrack",
-        "ipt_state",
-        "ipt_helper",
-        "ipt_owner",
-        "ipt_REDIRECT",
-        "ipt_recent",
-        "xt_mac",
-        "xt_comment",
-        "ip_set",
-    ]
-)
-NETFILTER_LEVELS = ("disabled", "stateless", "stateful", "full")
 #: Options that mean an adapter once --ifname is given, and their key in NETIF.
 _OF_ADAPTER = {
     "ipadd": "ipadd",
@@ -161,24 +120,6 @@ def _needs_ifname(stored: str | None, given: Sequence[str]) -> str | None:
 
 def _rate(stored: str | None, given: Sequence[str]) -> str | None:
     return rates.merge(stored, list(given))
-
-
-def netfilter(text: str) -> str:
-    """Check a level of netfilter; raises NetfilterFailed."""
-    if text not in NETFILTER_LEVELS:
-        raise NetfilterFailed(
-            f"unknown level of netfilter: {text[:40]!r}", hint=", ".join(NETFILTER_LEVELS)
-        )
-    return text
-
-
-def iptables(text: str) -> str:
-    """Check names of iptables modules; raises NetfilterFailed."""
-    words = text.replace(",", " ").split()
-    for word in words:
-        if word not in IPTABLES_MODULES:
-            raise NetfilterFailed(f"unknown iptables module: {word[:40]!r}")
-    return " ".join(words)
 
 
 def _adapter_row(option: str, metavar: str, help: str) -> Setting:
@@ -334,15 +275,15 @@ ROWS = (
         "netfilter",
         "NETFILTER",
         "which parts of netfilter it may use",
-        check=netfilter,
-        choices=NETFILTER_LEVELS,
+        check=netfilter.check,
+        choices=tuple(netfilter.Level),
         group="Network",
     ),
     Setting(
         "iptables",
         "IPTABLES",
-        "iptables modules it may use (decides NETFILTER's level)",
-        check=iptables,
+        "iptables modules it may use; without --netfilter they decide the level",
+        check=netfilter.check_modules,
         metavar="MODULE…",
         merge=addresses.replace_all,
         group="Network",

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from runtime.errors import InvalidOption, InvalidValue, NetfilterFailed, VethFailed
+from runtime.errors import InvalidOption, InvalidValue, VethFailed
 from runtime.net import announce, dhcp, guard, guestcfg, netif, networks, privnet, settings
 from runtime.net.addresses import parse_list
 from runtime.net.model import ContainerNet
@@ -131,15 +131,6 @@ def test_adapters_of_one_command_line_build_on_each_other() -> None:
     assert [adapter.host_ifname for adapter in read] == ["veth101.1", "veth101.2"]
     with pytest.raises(VethFailed):
         rows["netif_del"].value(stored, ["eth7"])
-
-
-def test_netfilter_levels_and_modules_are_checked() -> None:
-    assert settings.netfilter("stateful") == "stateful"
-    assert settings.iptables("iptable_nat ip_conntrack") == "iptable_nat ip_conntrack"
-    for check, bad in ((settings.netfilter, "some"), (settings.iptables, "ext4")):
-        with pytest.raises(NetfilterFailed) as raised:
-            check(bad)
-        assert raised.value.code == 106
 
 
 def net(ips: str, line: str = "") -> ContainerNet:
