@@ -438,6 +438,7 @@ class _Actor:
                 "init": str(chosen.kind),
                 "first_id": ids.first,
                 "netfilter": str(level),
+                "capabilities": sorted(wanted.capabilities),
             },
         )
         events.emit(kept.paths, kept.ctid, "started", init=str(chosen.kind))

@@ -448,7 +448,7 @@ class Container:
             return exec_module.wait(started)
 
     def _spawn(self, command: Command) -> exec_module.Started:
-        return exec_module.spawn(self.paths, self.ctid, self.config.get("CAPABILITY"), command)
+        return exec_module.spawn(self.paths, self.ctid, command)
 
     def output(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60.0) -> bytes:
         """Run ``argv`` inside and return what it writes on its standard output.

@@ -19,7 +19,6 @@ from typing import NoReturn
 
 from runtime import (
     boot,
-    caps,
     locks,
     mounts,
     namespaces,
@@ -31,7 +30,6 @@ from runtime import (
 )
 from runtime.cgroups import Cgroup
 from runtime.errors import InvalidOption, NotRunning, SystemFailure
-from runtime.features import switches
 from runtime.net.netfilter import Level
 from runtime.paths import Paths
 from runtime.state import Phase, RunState
@@ -105,15 +103,15 @@ def _paused(paths: Paths, ctid: int) -> bool:
     return holder is None or holder.startswith(f"process {os.getpid()} ")
 
 
-def spawn(paths: Paths, ctid: int, capability: str | None, command: Command) -> Started:
-    """Start ``command`` in container ``ctid``, whose CAPABILITY is ``capability``.
+def spawn(paths: Paths, ctid: int, command: Command) -> Started:
+    """Start ``command`` in container ``ctid`` with the rights that was started with.
 
     Raises NotRunning, Failed when it cannot be executed, InvalidOption for an unknown user or
     directory, SystemFailure.
     """
     run = running(paths, ctid)
     assert run.init is not None
-    capabilities = caps.numbers(caps.bounding(switches(capability)))
+    capabilities = frozenset(run.extra["capabilities"])
     filter_ = seccomp.program(netfilter=run.extra.get("netfilter") != Level.DISABLED)
     with ExitStack() as closing:
         try:
@@ -261,11 +259,9 @@ def _child(
         _change_directory(command.cwd, home)
         os.umask(0o022)
         environment = dict(command.environment or {})
-        defaults = {"PATH": _PATH, "HOME": home, "USER": what if command.user else "root"}
-        defaults.update({"USER": command.user or "root", "LOGNAME": command.user or "root"})
-        defaults["SHELL"] = shell
-        for name, value in defaults.items():
-            environment.setdefault(name, value)
+        name = command.user or "root"
+        defaults = {"PATH": _PATH, "HOME": home, "USER": name, "LOGNAME": name, "SHELL": shell}
+        environment = defaults | environment
         stage = "keep descriptors apart"
         if command.stdio is not None:
             for target, fd in enumerate(command.stdio):

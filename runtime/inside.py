@@ -53,7 +53,7 @@ def run(
             tuple(argv), dict(environment or {}), stdio=(source, out_w, out_w), script_fd=held
         )
         try:
-            started = exec_module.spawn(ct.paths, ct.ctid, ct.config.get("CAPABILITY"), command)
+            started = exec_module.spawn(ct.paths, ct.ctid, command)
         except exec_module.Failed as error:
             os.close(out_r)
             return Done(error.status, str(error))

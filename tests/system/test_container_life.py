@@ -221,3 +221,16 @@ def test_fifty_containers_leave_nothing_behind(system: System) -> None:
     for ctid in ids:
         system.ok("vzctl", "stop", ctid, "--fast")
     assert system.strays() == [stray for stray in system.strays() if "supervisors" in stray]
+
+
+def test_what_is_run_inside_has_the_rights_the_container_was_started_with(system: System) -> None:
+    system.create(CT)
+    system.ok("vzctl", "start", CT)
+    show = "grep CapBnd /proc/self/status /proc/1/status | cut -f2 | sort -u"
+    started = system.ok("vzctl", "exec", CT, show).split()
+    assert len(started) == 1
+    system.ok("vzctl", "set", CT, "--capability", "net_raw:off", "--save", "--setmode", "ignore")
+    assert system.ok("vzctl", "exec", CT, show).split() == started
+    system.ok("vzctl", "restart", CT)
+    assert int(system.ok("vzctl", "exec", CT, show), 16) == int(started[0], 16) & ~(1 << 13)
+    system.ok("vzctl", "stop", CT, "--fast")
