@@ -23,13 +23,16 @@ from typing import TYPE_CHECKING, NoReturn
 from runtime import control as control_module
 from runtime import (
     events,
+    features,
     hooks,
     idmap,
     launch,
     mounts,
     namespaces,
+    oom,
     plan,
     procview,
+    registry,
     resources,
     resources_inside,
     state,
@@ -207,6 +210,25 @@ def report_failure(kept: Kept, error: OSError) -> None:
     kept.log.write(f"error: {text}", ctid=kept.ctid)
     with suppress(CallerGone):
         Reporter(kept.report_fd).error(SystemFailure(f"the container cannot be started: {text}"))
+
+
+def tell_kills(kept: Kept, kills: oom.Kills) -> None:
+    """Tell the log and who follows the events that a container had too little memory."""
+    facts: dict[str, object] = {}
+    with suppress(VzError):
+        if name := registry.record(kept.paths, kept.ctid).name:
+            facts["name"] = name
+    facts["killed"] = kills.count
+    whom = ""
+    if kills.victims:
+        facts["processes"] = list(kills.victims)
+        whom = f": {', '.join(kills.victims)}"
+    about = f"container {facts['name']} is" if "name" in facts else "it is"
+    kept.log.write(
+        f"{about} out of memory, processes killed by the kernel: {kills.count}{whom}",
+        ctid=kept.ctid,
+    )
+    events.emit(kept.paths, kept.ctid, "out-of-memory", **facts)
 
 
 def prepare(wanted: plan.Plan, warn: Callable[[str], None]) -> namespaces.IdRange:
@@ -411,7 +433,8 @@ class _Actor:
     def _start_init(self, ids: namespaces.IdRange) -> None:
         kept, wanted = self.kept, self.plan
         self._show_view()
-        namespaces.new_time_for_children()
+        if features.enabled(wanted.config, "time"):
+            namespaces.new_time_for_children()
         if self.state.server is None:
             self._await_mount()
         assert kept.server is not None
@@ -461,7 +484,9 @@ class _Actor:
         except OSError as error:
             self._warn(f"/proc inside shows the server: {error.strerror}")
             return
-        source = pickle.dumps(procview.Source.starting(kept.paths, kept.ctid))
+        own_clocks = features.enabled(self.plan.config, "time")
+        begin = procview.Source.starting if own_clocks else procview.Source.since_boot
+        source = pickle.dumps(begin(kept.paths, kept.ctid))
         self._tell(VIEW, source, [kept.view_fd])
         assert kept.view_channel is not None
         give(kept.view_channel, kept, FRESH, source, kept.view_fd)

@@ -64,6 +64,12 @@ class Source:
         """Return the source for a container that starts now."""
         return cls(paths, ctid, time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
+    @classmethod
+    def since_boot(cls, paths: Paths, ctid: int) -> Source:
+        """Return the source for a container with the server's own clocks."""
+        up_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return cls(paths, ctid, 0.0, time.time() - up_s)
+
 
 def directory(paths: Paths, ctid: int) -> str:
     """Return where the view of ``ctid`` is mounted on the server."""

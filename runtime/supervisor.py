@@ -36,6 +36,7 @@ from runtime import (
     children,
     control,
     events,
+    oom,
     procview,
     resources,
     seccomp,
@@ -170,6 +171,8 @@ class Supervisor:
         self._init_status: int | None = None
         #: A new file server is not in the run state yet.
         self._replaced = False
+        #: Hears of processes killed for want of memory while process 1 runs.
+        self._oom: oom.Watch | None = None
         #: Nobody serves the view, since nobody looks at it.
         self._view_rests = False
         self._server_ends: list[float] = []
@@ -216,6 +219,11 @@ class Supervisor:
     def _begin(self, act: Act) -> None:
         """Fork the process that does ``act``, and a server of the view that waits for it."""
         kept = self.kept
+        if self._oom is not None:
+            # The last kill may be what this act is about, and the control groups go with it.
+            self._heed_kills()
+            self._oom.close()
+            self._oom = None
         if act is not Act.END and kept.run:
             kept.view, kept.view_channel = _forked_server("procview", serve_view)
         self._told, theirs = acts.channel()
@@ -296,6 +304,8 @@ class Supervisor:
             self._begin(Act.AGAIN)
         else:
             kept.mounted = outcome is Outcome.MOUNTED
+            if outcome is Outcome.RUNNING:
+                self._oom = oom.Watch(kept.paths.tag, kept.ctid)
             if kept.mounted:
                 kept.run = kept.stopping = kept.stay_mounted = False
             if act is Act.START:
@@ -335,6 +345,8 @@ class Supervisor:
             watched = {self._wake_r, talk, *self.consoles.descriptors()}
             if self._view_rests:
                 watched.add(self.kept.view_fd)
+            killed = self._oom.descriptors() if self._oom is not None else []
+            watched.update(killed)
             for fd in watched:
                 poller.register(fd, select.POLLIN)
             ready = poller.poll()
@@ -350,6 +362,8 @@ class Supervisor:
                     self._answer()
                 elif self._view_rests and fd == self.kept.view_fd:
                     self._wake_view(found)
+                elif fd in killed:
+                    self._heed_kills()
                 else:
                     self.consoles.handle(fd)
             self._reap()
@@ -401,6 +415,12 @@ class Supervisor:
                 self._init_status = os.waitstatus_to_exitcode(status)
             else:
                 self._ended[pid] = os.waitstatus_to_exitcode(status)
+
+    def _heed_kills(self) -> None:
+        """Tell of processes which the kernel killed for want of memory."""
+        found = self._oom.kills() if self._oom is not None else oom.Kills(0)
+        if found.count:
+            acts.tell_kills(self.kept, found)
 
     def _may_reboot(self, status: int) -> bool:
         if status != -signal.SIGHUP:

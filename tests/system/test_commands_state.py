@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import select
+import subprocess
 import time
 
 import pytest
@@ -55,3 +58,42 @@ def test_the_servers_shutdown_stops_what_was_to_be_suspended(system):
     done = system.run("vz", "stop")
     assert (done.returncode, done.stderr.count("not suspended")) == (0, 1), done.stderr
     assert not system.status(101)["running"] and not system.status(102)["running"]
+
+
+def test_processes_killed_for_want_of_memory_are_told_with_the_containers_name(system):
+    system.create(101, "busybox", "--name", "web1")
+    system.ok("vzctl", "set", 101, "--ram", "48M", "--swap", "0", "--save")
+    system.ok("vzctl", "start", 101)
+    follower = system.popen("pctl", "events", 101, "--follow", "--json", stdout=subprocess.PIPE)
+    try:
+        assert follower.stdout is not None
+        deadline = time.monotonic() + 20
+        seen = {}
+        while seen.get("what") != "out-of-memory" and time.monotonic() < deadline:
+            # Again: the follower may not have been listening yet.
+            assert system.run("vzctl", "exec2", 101, "tail /dev/zero").returncode != 0
+            while select.select([follower.stdout], [], [], 1.0)[0]:
+                seen = json.loads(follower.stdout.readline())
+    finally:
+        follower.kill()
+        follower.wait()
+    assert (seen["what"], seen["ident"]) == ("out-of-memory", "101")
+    assert (seen["facts"]["name"], seen["facts"]["killed"]) == ("web1", 1)
+    if "processes" in seen["facts"]:  # where the kernel's log may be read
+        assert seen["facts"]["processes"][0].startswith("tail (")
+    assert "container web1 is out of memory" in system.paths.log.read_text()
+    assert system.status(101)["running"]
+
+
+def test_clocks_are_the_containers_own_unless_it_has_the_servers(system):
+    system.create(101)
+    system.ok("vzctl", "start", 101)
+    with open("/proc/uptime") as file:
+        host_up_s = float(file.read().split()[0])
+    assert float(system.ok("vzctl", "exec", 101, "cat /proc/uptime").split()[0]) < 60
+    system.ok("vzctl", "set", 101, "--features", "time:off", "--setmode", "restart", "--save")
+    assert float(system.ok("vzctl", "exec", 101, "cat /proc/uptime").split()[0]) >= host_up_s
+    boot = int(system.ok("vzctl", "exec", 101, "grep ^btime /proc/stat").split()[1])
+    with open("/proc/stat") as file:
+        own = next(int(line.split()[1]) for line in file if line.startswith("btime"))
+    assert abs(boot - own) <= 2
