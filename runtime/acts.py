@@ -41,6 +41,7 @@ from runtime import (
     unixsocket,
 )
 from runtime.cgroups import Cgroup, Limits
+from runtime.children import Given, Server
 from runtime.errors import MountFailed, MountPointFailed, SystemFailure, VzError
 from runtime.log import Log
 from runtime.net import netfilter
@@ -61,10 +62,6 @@ INIT = b"I"  # the id of process 1
 CONSOLES = b"C"  # their masters
 RULES = b"N"  # what NETFILTER's level lasts as long as
 OUTCOME = b"="
-#: What a server is told: to begin, or to go on from where another died; what; its connection.
-FRESH = b"N"
-RESUMED = b"R"
-_READY = b"R"
 LONGEST = 1 << 15
 
 
@@ -84,14 +81,6 @@ class Outcome(StrEnum):
     #: It asked for a reboot and shall have one.
     AGAIN = "again"
     GONE = "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A child that serves a file system; the descriptor names it when its id is free again."""
-
-    pid: int
-    pidfd: int
 
 
 @dataclass(slots=True)
@@ -130,55 +119,9 @@ class Kept:
         """The system's log, if this container writes to it."""
         return Log(self.paths.log, program="supervisor", enabled=self.logging)
 
-
-def channel() -> tuple[socket.socket, socket.socket]:
-    """Return the ends of a connection that keeps messages apart."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What a server is told to serve."""
-
-    #: It goes on from where another died.
-    resumed: bool
-    #: Options of the file system or source of the view, pickled.
-    what: bytes
-    #: The connection.
-    fd: int
-    #: Tells the act that requests are answered.
-    ready: Callable[[], None]
-
-
-def give(sock: socket.socket, kept: Kept, how: bytes, what: bytes, fd: int) -> None:
-    """Tell a waiting server what to serve; one that is dead will be missed elsewhere."""
-    head = pickle.dumps((kept.paths, kept.ctid, kept.logging, what))
-    with suppress(OSError):
-        socket.send_fds(sock, [how + head], [fd])
-
-
-def serve(name: str, channel_fd: int, body: Callable[[Given], None]) -> None:
-    """Wait in a server to be told what to serve, and run ``body``; ends without if nothing comes.
-
-    What ``body`` raises is logged and ends the process with status 1.
-    """
-    sock = socket.socket(fileno=channel_fd)
-    data, fds, _flags, _address = socket.recv_fds(sock, LONGEST, 1)
-    if not fds:
-        return
-    paths, ctid, logging, what = pickle.loads(data[1:])
-    syscalls.set_name(f"{name}-{ctid}")
-
-    def ready() -> None:
-        with sock, suppress(OSError):
-            sock.send(_READY)
-
-    try:
-        body(Given(data[:1] == RESUMED, what, fds[0], ready))
-    except BaseException:
-        log = Log(paths.log, program="supervisor", enabled=logging)
-        log.write(f"{name}: {traceback.format_exc()}", ctid=ctid)
-        os._exit(1)
+    def give(self, sock: socket.socket, what: bytes, fd: int, *, resumed: bool = False) -> None:
+        """Tell a waiting server what to serve."""
+        Given(self.log, self.ctid, resumed, what).send(sock, fd)
 
 
 def do(act: Act, kept: Kept, told: socket.socket, status: int | None) -> NoReturn:
@@ -390,7 +333,7 @@ class _Actor:
         options = pickle.dumps(wanted.options)
         self._tell(FILES, options, [kept.fuse_fd])
         assert kept.server_channel is not None
-        give(kept.server_channel, kept, FRESH, options, kept.fuse_fd)
+        kept.give(kept.server_channel, options, kept.fuse_fd)
 
     def _await_mount(self) -> None:
         """Wait until the file server answers and run the scripts that may use the mount."""
@@ -489,7 +432,7 @@ class _Actor:
         source = pickle.dumps(begin(kept.paths, kept.ctid))
         self._tell(VIEW, source, [kept.view_fd])
         assert kept.view_channel is not None
-        give(kept.view_channel, kept, FRESH, source, kept.view_fd)
+        kept.give(kept.view_channel, source, kept.view_fd)
 
     def _clear_init(self) -> None:
         """Remove what belonged to process 1: its processes, network, control groups. Idempotent."""

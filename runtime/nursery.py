@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from runtime import supervisor, syscalls
 from runtime.cgroups import Cgroup, Entrance
-from runtime.supervisor import Order
+from runtime.plan import Order
 
 _LONGEST = 1 << 16
 _MOST_FDS = 64

@@ -16,10 +16,10 @@ from runtime.errors import PrivateBroken
 from runtime.features import switches
 from runtime.init import Init, Kind
 from runtime.net import names
+from runtime.paths import Paths
 from runtime.rootfs import Bind, View
 
 if TYPE_CHECKING:
-    from runtime.paths import Paths
     from runtime.registry import Record
     from vzfs.options import Options
 
@@ -133,6 +133,32 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
         hostname_given=bool(config.get("HOSTNAME")),
         warnings=tuple(warnings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a supervisor is forked for."""
+
+    paths: Paths
+    ctid: int
+    #: Start it, not only mount it.
+    run: bool
+    #: Process 1 keeps the caller's standard descriptors, and the caller hears how it ended.
+    follow: bool = False
+    #: It writes to the log.
+    logging: bool = True
+
+    def pack(self) -> bytes:
+        """Return it as bytes, without the many objects that ``pickle`` would write to."""
+        flags = b"".join(b"y" if flag else b"n" for flag in (self.run, self.follow, self.logging))
+        return b"%s%d %s" % (flags, self.ctid, os.fsencode(self.paths.root))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Order:
+        """Return what ``pack`` made bytes of."""
+        ctid, _, root = packed[3:].partition(b" ")
+        run, follow, logging = (flag == ord("y") for flag in packed[:3])
+        return cls(Paths(Path(os.fsdecode(root))), int(ctid), run, follow, logging)
 
 
 def pack(plan: Plan) -> int:

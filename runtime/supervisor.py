@@ -19,16 +19,13 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import select
 import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import NoReturn
 
 from runtime import (
@@ -37,17 +34,17 @@ from runtime import (
     control,
     events,
     oom,
-    procview,
     resources,
     seccomp,
     state,
     syscalls,
 )
-from runtime.acts import Act, Kept, Outcome, Server
+from runtime.acts import Act, Kept, Outcome
 from runtime.cgroups import Cgroup, Entrance
+from runtime.children import Server
 from runtime.consoles import Consoles
 from runtime.log import Log
-from runtime.paths import Paths
+from runtime.plan import Order
 from runtime.reports import CallerGone, Reporter
 from runtime.settings_resources import online_cpus
 from runtime.state import Process
@@ -58,32 +55,6 @@ _RESTARTS = 5
 _WITHIN_S = 30.0
 #: An act that dies is followed by a clean-up; one of those that dies, by another, so many times.
 _CLEANUPS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a supervisor is forked for."""
-
-    paths: Paths
-    ctid: int
-    #: Start it, not only mount it.
-    run: bool
-    #: Process 1 keeps the caller's standard descriptors, and the caller hears how it ended.
-    follow: bool = False
-    #: It writes to the log.
-    logging: bool = True
-
-    def pack(self) -> bytes:
-        """Return it as bytes, without the many objects that ``pickle`` would write to."""
-        flags = b"".join(b"y" if flag else b"n" for flag in (self.run, self.follow, self.logging))
-        return b"%s%d %s" % (flags, self.ctid, os.fsencode(self.paths.root))
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> Order:
-        """Return what ``pack`` made bytes of."""
-        ctid, _, root = packed[3:].partition(b" ")
-        run, follow, logging = (flag == ord("y") for flag in packed[:3])
-        return cls(Paths(Path(os.fsdecode(root))), int(ctid), run, follow, logging)
 
 
 def preload() -> None:
@@ -108,7 +79,7 @@ def run(order: bytes, plan_fd: int, report_fd: int, entrance: Entrance) -> NoRet
         os.setsid()
         entrance.enter()
         # Before anything else: what this process has written to by then is twice in memory.
-        files = _forked_server("vzfs", serve_files)
+        files = children.fork("vzfs", children.serve_files)
         read = Order.unpack(order)
         log = Log(read.paths.log, program="supervisor", enabled=read.logging)
         Supervisor(read, plan_fd, report_fd, files).main()
@@ -118,14 +89,6 @@ def run(order: bytes, plan_fd: int, report_fd: int, entrance: Entrance) -> NoRet
             log.write(traceback.format_exc())
     finally:
         os._exit(status)
-
-
-def _forked_server(name: str, serve: Callable[[], None]) -> tuple[Server, socket.socket]:
-    """Fork a server that waits to be told what to serve, and how to tell it. Raises OSError."""
-    near, far = acts.channel()
-    with far:
-        pid = children.fork_server(name, [far.fileno()], serve)
-    return Server(pid, os.pidfd_open(pid)), near
 
 
 def ignore_signals() -> None:
@@ -225,8 +188,8 @@ class Supervisor:
             self._oom.close()
             self._oom = None
         if act is not Act.END and kept.run:
-            kept.view, kept.view_channel = _forked_server("procview", serve_view)
-        self._told, theirs = acts.channel()
+            kept.view, kept.view_channel = children.fork("procview", children.serve_view)
+        self._told, theirs = children.channel()
         self._ended.clear()
         with theirs:
             if os.fork() == 0:
@@ -450,9 +413,9 @@ class Supervisor:
             self.kept.log.write(
                 f"the file server died ({code}) and is started again", ctid=self.kept.ctid
             )
-            kept.server, channel = _forked_server("vzfs", serve_files)
+            kept.server, channel = children.fork("vzfs", children.serve_files)
             with channel:
-                acts.give(channel, kept, acts.RESUMED, kept.options, kept.fuse_fd)
+                kept.give(channel, kept.options, kept.fuse_fd, resumed=True)
             self._replaced = True
             if self._act is None:
                 self._note_server()
@@ -505,9 +468,9 @@ class Supervisor:
 
     def _serve_view(self) -> None:
         kept = self.kept
-        kept.view, channel = _forked_server("procview", serve_view)
+        kept.view, channel = children.fork("procview", children.serve_view)
         with channel:
-            acts.give(channel, kept, acts.FRESH, kept.source, kept.view_fd)
+            kept.give(channel, kept.source, kept.view_fd)
 
     def _drop_view(self) -> None:
         kept = self.kept
@@ -518,24 +481,3 @@ class Supervisor:
         if kept.view is not None:
             os.close(kept.view.pidfd)
             kept.view = None
-
-
-# What the servers run, in processes of their own: told over descriptor FIRST_FD what to serve.
-
-
-def serve_files() -> None:
-    """Serve a container's files until they are unmounted."""
-
-    def serve(given: acts.Given) -> None:
-        vzfs_server.serve(given.fd, pickle.loads(given.what), given.resumed, ready=given.ready)
-
-    acts.serve("vzfs", children.FIRST_FD, serve)
-
-
-def serve_view() -> None:
-    """Serve a container's view of /proc while somebody looks."""
-    acts.serve(
-        "procview",
-        children.FIRST_FD,
-        lambda given: procview.serve(given.fd, pickle.loads(given.what)),
-    )

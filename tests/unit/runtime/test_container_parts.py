@@ -21,8 +21,8 @@ from runtime.errors import (
     TemplateMissing,
 )
 from runtime.paths import Paths
+from runtime.plan import Order
 from runtime.progress import Silent
-from runtime.supervisor import Order
 
 
 def test_the_bounding_set_is_the_default_list_and_what_a_namespaced_init_needs() -> None:
