@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Callable
 
 from vzfs import quotastate, syscalls
 from vzfs.accounting import Accounting
@@ -113,10 +114,15 @@ class Accounted(Controlled):
         self.accounting = self._books = self.ledger = None
 
     def trim(self) -> None:
-        """End a request."""
+        """Bound what is held, and end a request."""
         super().trim()
         if self._books is not None:
             self._books.commit()
+
+    @property
+    def end_request(self) -> Callable[[], None] | None:
+        """What must be called after every request, None where nothing must."""
+        return None if self._books is None else self._books.commit
 
     def statfs(self) -> os.statvfs_result:
         """Return the figures of the quota, exact, or of the disk."""

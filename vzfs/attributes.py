@@ -23,6 +23,7 @@ _UTIME = (
     | protocol.FATTR_MTIME_NOW
 )
 _OWNER = protocol.FATTR_UID | protocol.FATTR_GID
+_CAPABILITY = b"security.capability"
 _CAP_FSETID = 4
 #: The uid and gid of a request on an idmapped mount which creates nothing.
 NOBODY = 0xFFFFFFFF
@@ -216,7 +217,16 @@ class Attributes(Reading):
 
     def getxattr(self, node: Node, name: bytes) -> bytes:
         """Return an extended attribute. Raises ENODATA, ENOTSUP."""
-        return os.getxattr(self.path(node), stored(name), follow_symlinks=self.follow(node))
+        if name != _CAPABILITY or not isinstance(node, File):
+            return os.getxattr(self.path(node), stored(name), follow_symlinks=self.follow(node))
+        real = node.twin or node
+        if real.bare:
+            raise failure(errno.ENODATA)
+        try:
+            return os.getxattr(self.path(real), name, follow_symlinks=self.follow(real))
+        except OSError as error:
+            real.bare = error.errno == errno.ENODATA
+            raise
 
     def listxattr(self, node: Node, caller: Caller = SELF) -> bytes:
         """Return the names of the extended attributes, each ended by a zero byte.
@@ -234,6 +244,8 @@ class Attributes(Reading):
         if isinstance(node, File) and node.nid in self.jobs:
             self.own_data(node)
         self.own(node)
+        if isinstance(node, File):
+            (node.twin or node).bare = False
         before = self.stat(node) if self.ledger is not None else None
         path, follow = self.path(node), self.follow(node)
         os.setxattr(path, stored(name), value, flags, follow_symlinks=follow)

@@ -100,6 +100,7 @@ class File(Node):
         "anchor",
         "backing",
         "backing_private",
+        "bare",
         "charged",
         "escaped",
         "kind",
@@ -148,6 +149,8 @@ class File(Node):
         #: Blocks of 512 bytes the ledger has been told of while somebody may write.
         self.charged = 0
         self.twin: File | None = None
+        #: Known to have no capabilities, which the kernel asks for before it lets anybody write.
+        self.bare = False
 
     @property
     def private(self) -> bool:

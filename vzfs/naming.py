@@ -235,6 +235,7 @@ class Naming(CopyUp):
 
         node, st, fd = self._new(parent, name, stat.S_IFREG | mode, caller, make)
         assert isinstance(node, File)
+        node.bare = True
         return node, st, fd
 
     def mknod(

@@ -134,7 +134,7 @@ class KernelTransport(NameRequests, FileRequests):
         buffers = [buffer]
         start = protocol.IN_START.unpack_from
         handlers, fd, core, readv = self._handlers, self.fd, self.core, os.readv
-        served, limit = 0, core.options.node_limit
+        served, limit, end = 0, core.options.node_limit, core.end_request
         if core.resumed:
             self._ask_again()
             if core.passthrough:
@@ -166,7 +166,9 @@ class KernelTransport(NameRequests, FileRequests):
             served += 1
             if self._left and not served & 31:
                 self.close_left_backings()
-            if core.ledger is not None or not served & 31:
+            if end is not None:
+                end()
+            if not served & 31:
                 core.trim()
             if len(core.table.nodes) > limit and served > self._pruned:
                 self._prune()

@@ -108,9 +108,9 @@ def teardown(paths: Paths, ctid: int, config: Mapping[str, str] | None = None) -
                 if script:
                     server.nft.run(script)
             routed.sweep(server.host, server.uplinks)
-            if config is not None and server.shapes:
+            if server.shapes:
                 with suppress(VzError):
-                    server.unshape_one(ctid, config)
+                    server.unshape_one(ctid)
             if ("inet", names.TABLE_ACCOUNTING) in tables:
                 accounting.save(paths, accounting.read(server.nft))
     names.mark(paths, ctid).unlink(missing_ok=True)

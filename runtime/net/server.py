@@ -37,6 +37,7 @@ from runtime.net.links import Links
 from runtime.net.model import ContainerNet
 from runtime.net.nft import Nft
 from runtime.net.routed import Uplink
+from runtime.net.shaping_rules import Shaped
 from runtime.paths import Paths
 
 _LOCK_S = 30.0
@@ -216,16 +217,15 @@ class Server:
         """Return the plan of every device to shape; raises BandwidthUnset, TotalRateUnset, …"""
         return rates.plans(self.config, tuple(up.name for up in self.uplinks[:1]))
 
-    def shaped(
-        self, ctid: int, config: Mapping[str, str], plans: tuple[rates.Plan, ...]
-    ) -> shaping.Shaped:
+    def shaped(self, ctid: int, config: Mapping[str, str], plans: tuple[rates.Plan, ...]) -> Shaped:
         """Return what shaping needs to know of a container; raises RateUnset, ShapingFailed."""
         net = ContainerNet.of(ctid, config)
-        return shaping.Shaped(
+        return Shaped(
             slots.get(self.paths, str(ctid)),
             (net.venet, *(adapter.host_ifname for adapter in net.adapters)),
             tuple(str(ip.address) for ip in net.ips),
             {plan.device: rates.shares(config, plan) for plan in plans},
+            tuple(adapter.mac for adapter in net.adapters),
         )
 
     def shape(self) -> None:
@@ -262,18 +262,11 @@ class Server:
             incoming=self.shapes_incoming,
         )
 
-    def unshape_one(self, ctid: int, config: Mapping[str, str]) -> None:
+    def unshape_one(self, ctid: int) -> None:
         """Remove the classes of one container; nothing where shaping is off."""
-        if not shaping.is_on(self.nft):
-            return
-        plans = self.plans()
-        shaping.drop(
-            self.host,
-            self.nft,
-            plans,
-            self.shaped(ctid, config, plans),
-            incoming=self.shapes_incoming,
-        )
+        if shaping.is_on(self.nft):
+            slot = slots.get(self.paths, str(ctid))
+            shaping.drop(self.host, self.nft, self.plans(), slot, incoming=self.shapes_incoming)
 
     def shaping_off(self) -> None:
         """Detach shaping; twice is success."""

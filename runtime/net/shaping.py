@@ -2,8 +2,7 @@
 
 ``1:`` → ``1:1`` (BANDWIDTH) → ``1:f00C`` (TOTALRATE of class C) → ``1:(slot·16+C)`` an environment's
 RATE, with TOTALRATE or, when bound, RATE as its ceiling. What no rule puts into a class (the
-host's own traffic) passes unshaped. Rules are in the forward hooks: what is set earlier, the
-routing of the packet overwrites (``ip_forward`` sets the priority from the TOS).
+host's own traffic) passes unshaped; the rules are in ``shaping_rules``.
 
 Only what leaves through the uplink is shaped. The incoming direction is the opt-in
 TRAFFIC_SHAPING_INCOMING, through an ifb device.
@@ -11,38 +10,26 @@ TRAFFIC_SHAPING_INCOMING, through an ifb device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from runtime.errors import NoKernelSupport, ShapingFailed
 from runtime.net import names, slots
+from runtime.net import shaping_rules as rules
 from runtime.net.classes import Table
 from runtime.net.links import IFF_UP, LinkFailed, Links
-from runtime.net.names import GROUP_BRIDGED, GROUP_ROUTED, TABLE_SHAPING
+from runtime.net.names import TABLE_SHAPING
 from runtime.net.nft import Nft, NftFailed
 from runtime.net.rates import Plan, Share
+from runtime.net.shaping_rules import Shaped
 
 _MAJOR = 1 << 16
 _T = TABLE_SHAPING
-_FAMILIES = (("inet", GROUP_ROUTED), ("bridge", GROUP_BRIDGED))
 #: Everybody takes the same share of what nobody is guaranteed (the guide's worked example).
 _QUANTUM_BYTES = 30000
 _LEAST_QUEUE_BYTES = 6056  # four full frames: less would drop whole bursts of TCP's start
 _QUEUE_S = 0.1
 _LEAST_BURST_BYTES = 3100
-
-
-@dataclass(frozen=True, slots=True)
-class Shaped:
-    """An environment: its slot, its adapters' names on the host, its addresses, its shares."""
-
-    slot: int
-    ifnames: tuple[str, ...]
-    #: Needed for the incoming direction only.
-    addresses: tuple[str, ...]
-    #: device → class → share
-    shares: Mapping[str, Mapping[int, Share]]
 
 
 def queue_bytes(kbps: int) -> int:
@@ -150,112 +137,6 @@ def _drop_classes(host: Links, index: int, kept: Iterable[int]) -> None:
                 continue
 
 
-def script(
-    plans: Sequence[Plan],
-    masters: Mapping[str, str],
-    table: Table,
-    environments: Sequence[Shaped],
-    *,
-    incoming: bool = False,
-) -> str:
-    """Return the script that replaces the choice of classes; ``masters``: device → its bridge."""
-    lines: list[str] = []
-    for family in ("inet", "bridge", "netdev"):
-        lines += [f"add table {family} {_T}", f"delete table {family} {_T}"]
-    for family, group in _FAMILIES:
-        head = f"{family} {_T}"
-        lines += [
-            f"add table {head}",
-            (
-                f"add chain {head} forward "
-                "{ type filter hook forward priority -150; policy accept; }"
-            ),
-            f"add chain {head} none",
-        ]
-        for place, plan in enumerate(plans):
-            _choice(lines, head, place, plan, table, "iifname", "ifname")
-            devices = [plan.device] + ([masters[plan.device]] if plan.device in masters else [])
-            out = ", ".join(f'"{device}"' for device in devices)
-            for version, word in ((4, "ip"), (6, "ip6")):
-                lines.append(
-                    f"add rule {head} forward iifgroup {group} oifname {{ {out} }} "
-                    f"{word} daddr vmap @d{place}v{version}"
-                )
-    if incoming:
-        _incoming(lines, plans, table)
-    lines += [element for environment in environments for element in _elements(plans, environment)]
-    if incoming:
-        lines += [line for environment in environments for line in _inside(plans, environment)]
-    return "\n".join(lines) + "\n"
-
-
-def _choice(
-    lines: list[str], head: str, place: int, plan: Plan, table: Table, key: str, kind: str
-) -> None:
-    """Add the maps that lead from the other side's address to the class and on to the HTB class."""
-    for number in plan.totals:
-        lines += [
-            f"add map {head} s{place}_{number} {{ type {kind} : classid; }}",
-            f"add chain {head} c{place}_{number}",
-            f"add rule {head} c{place}_{number} meta priority set {key} map @s{place}_{number}",
-        ]
-    for version, address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-        name = f"{head} d{place}v{version}"
-        lines.append(f"add map {name} {{ type {address} : verdict; flags interval; }}")
-        elements = ", ".join(
-            f"{r.text()} : goto " + (f"c{place}_{r.number}" if r.number in plan.totals else "none")
-            for r in table.ranges(version)
-        )
-        if elements:
-            lines.append(f"add element {name} {{ {elements} }}")
-
-
-def _elements(plans: Sequence[Plan], environment: Shaped) -> list[str]:
-    lines = []
-    for family, _group in _FAMILIES:
-        for place, plan in enumerate(plans):
-            for number in environment.shares.get(plan.device, {}):
-                minor = slots.minor(environment.slot, number)
-                lines += [
-                    f'add element {family} {_T} s{place}_{number} {{ "{ifname}" : 1:{minor:x} }}'
-                    for ifname in environment.ifnames
-                ]
-    return lines
-
-
-def _incoming(lines: list[str], plans: Sequence[Plan], table: Table) -> None:
-    head = f"netdev {_T}"
-    lines += [f"add table {head}", f"add chain {head} none"]
-    for place, plan in enumerate(plans):
-        ifb = names.ifb(plan.device)
-        _choice(lines, head, place, plan, table, "ip daddr", "ipv4_addr")
-        lines += [
-            (
-                f"add chain {head} in{place} {{ type filter hook ingress "
-                f'device "{plan.device}" priority 0; policy accept; }}'
-            ),
-            f'add rule {head} in{place} fwd to "{ifb}"',
-            (
-                f"add chain {head} out{place} {{ type filter hook egress "
-                f'device "{ifb}" priority 0; policy accept; }}'
-            ),
-            f"add rule {head} out{place} ip saddr vmap @d{place}v4",
-        ]
-
-
-def _inside(plans: Sequence[Plan], environment: Shaped) -> list[str]:
-    lines = []
-    for place, plan in enumerate(plans):
-        for number in environment.shares.get(plan.device, {}):
-            minor = slots.minor(environment.slot, number)
-            lines += [
-                f"add element netdev {_T} s{place}_{number} {{ {address} : 1:{minor:x} }}"
-                for address in environment.addresses
-                if ":" not in address
-            ]
-    return lines
-
-
 def apply(
     host: Links,
     nft: Nft,
@@ -286,7 +167,7 @@ def apply(
         else:
             host.delete(names.ifb(plan.device))
     try:
-        nft.run(script(plans, masters, table, environments, incoming=incoming))
+        nft.run(rules.script(plans, masters, table, environments, incoming=incoming))
     except NftFailed as error:
         raise ShapingFailed(error.message) from error
 
@@ -306,12 +187,16 @@ def _ifb(host: Links, device: str) -> None:
 def add(
     host: Links, nft: Nft, plans: Sequence[Plan], environment: Shaped, *, incoming: bool = False
 ) -> None:
-    """Add or change one environment in a server that is shaped already; raises ShapingFailed."""
+    """Add or change one environment in a server that is shaped already; raises ShapingFailed.
+
+    What it had in the rules before and has no longer goes.
+    """
     for plan in plans:
         devices = [plan.device] + ([names.ifb(plan.device)] if incoming else [])
         for device in devices:
             _environment_classes(host, host.need(device), plan, environment)
-    lines = _elements(plans, environment) + (_inside(plans, environment) if incoming else [])
+    lines = rules.strays(nft, plans, environment.slot, environment, incoming=incoming)
+    lines += rules.elements(plans, environment, incoming=incoming)
     if lines:
         try:
             nft.run("\n".join(lines) + "\n")
@@ -319,22 +204,19 @@ def add(
             raise ShapingFailed(error.message) from error
 
 
-def drop(
-    host: Links, nft: Nft, plans: Sequence[Plan], environment: Shaped, *, incoming: bool = False
-) -> None:
-    """Remove one environment's classes and elements; absent is success."""
+def drop(host: Links, nft: Nft, plans: Sequence[Plan], slot: int, *, incoming: bool) -> None:
+    """Remove the classes and elements of the environment in ``slot``; absent is success."""
     from pyroute2.netlink.exceptions import NetlinkError
 
-    lines = _elements(plans, environment) + (_inside(plans, environment) if incoming else [])
-    for line in lines:
-        # One by one: what is there with another class, or not at all, must not keep the rest.
+    lines = rules.strays(nft, plans, slot, None, incoming=incoming)
+    if lines:
         with suppress(NftFailed):
-            nft.run(line.replace("add element", "delete element", 1) + "\n")
+            nft.run("\n".join(lines) + "\n")
     for plan in plans:
         for device in (plan.device, names.ifb(plan.device)):
             index = host.index(device)
-            for number in environment.shares.get(plan.device, {}) if index else ():
-                handle = _MAJOR | slots.minor(environment.slot, number)
+            for number in plan.totals if index else ():
+                handle = _MAJOR | slots.minor(slot, number)
                 with suppress(NetlinkError):
                     host.route.tc("del-class", index=index, handle=handle)
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime import files
-from runtime.net import guard, names, rates, shaping, slots
+from runtime.net import guard, names, rates, slots
 from runtime.net.addresses import Ip, parse
 from runtime.net.links import IFF_UP, Links, set_sysctl
+from runtime.net.shaping_rules import Shaped
 from runtime.paths import Paths
 
 if TYPE_CHECKING:
@@ -52,13 +53,14 @@ class Tap:
 
     def shaped(
         self, paths: Paths, config: Mapping[str, str], plans: tuple[rates.Plan, ...]
-    ) -> shaping.Shaped:
+    ) -> Shaped:
         """Return what traffic shaping needs to know of it."""
-        return shaping.Shaped(
+        return Shaped(
             slots.get(paths, self.machine),
             (self.ifname,),
             tuple(str(ip.address) for ip in self.ips),
             {plan.device: rates.shares(config, plan) for plan in plans},
+            (self.mac,),
         )
 
 

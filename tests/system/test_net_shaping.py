@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from netlab import REMOTE4, Lab, Place, flood_udp, lab, ping, pour_tcp, rate_mbit, sink_tcp
 
-from runtime.net import live, shaping
+from runtime.net import live, networks, shaping
 from runtime.net.server import container_config
 
 pytestmark = pytest.mark.root
@@ -195,10 +195,44 @@ def test_a_stopped_containers_classes_are_gone(world: Lab) -> None:
     assert "veth101.0" not in world.host.run("nft", "list", "table", "inet", "pyvz_shape")
 
 
-def test_incoming_traffic_is_shaped_where_wanted(world: Lab) -> None:
-    shape(world, TOTALRATE="*:1:8000", RATE="*:1:8", TRAFFIC_SHAPING_INCOMING="yes")
-    one = world.start(101, IP_ADDRESS=A)
-    sink = one.spawn(sink_tcp, A, 5001)
-    got = rate_mbit(world.remote.call(pour_tcp, A, 5001, 4.0, None, 1.0)) / PAYLOAD
+def arriving(world: Lab, place: Place, address: str, seconds: float = 2.5) -> float:
+    """Return what a container gets from the remote machine, in Mbit/s on the wire."""
+    sink = place.spawn(sink_tcp, address, 5001)
+    pour = world.remote.spawn(pour_tcp, address, 5001, seconds, None, 1.0)
+    got = rate_mbit(pour.result()) / PAYLOAD
     sink.result()
-    assert got == pytest.approx(8, rel=0.06)
+    return got
+
+
+@pytest.mark.parametrize(("address", "head"), [(A, 0), ("fd18::101", 20)])
+def test_incoming_traffic_is_shaped_where_wanted(world: Lab, address: str, head: int) -> None:
+    shape(world, TOTALRATE="*:1:8000", RATE="*:1:8", TRAFFIC_SHAPING_INCOMING="yes")
+    one = world.start(101, IP_ADDRESS=f"{A} fd18::101")
+    # IPv6's head is longer, and its payload that much less.
+    assert arriving(world, one, address) * 1448 / (1448 - head) == pytest.approx(8, rel=0.1)
+
+
+def test_incoming_traffic_of_virtual_networks_is_shaped_too(world: Lab) -> None:
+    shape(world, TOTALRATE="*:1:8000", RATE="*:1:8", TRAFFIC_SHAPING_INCOMING="yes")
+    with world.server() as server:
+        networks.store(world.paths, networks.VirtualNetwork("office", interface="up0"))
+        server.network("office")
+    one = world.start(101, NETIF="ifname=eth0,network=office,ip=198.18.0.111/24,ip=fd18::111/64")
+    assert arriving(world, one, "198.18.0.111") == pytest.approx(8, rel=0.1)
+    assert arriving(world, one, "fd18::111") * 1448 / 1428 == pytest.approx(8, rel=0.1)
+    # And the other way, through the same card.
+    assert rates(world, one, seconds=2.5)[0] == pytest.approx(8, rel=0.1)
+
+
+def test_an_address_takes_the_class_of_whom_it_moves_to(world: Lab) -> None:
+    shape(world, TOTALRATE="*:1:8000", RATE="*:1:8", TRAFFIC_SHAPING_INCOMING="yes")
+    world.start(101, IP_ADDRESS=f"{A} fd18::101")
+    world.start(102, IP_ADDRESS=C)
+    world.change(101, IP_ADDRESS=B)
+    world.change(102, IP_ADDRESS=f"{C} {A} fd18::101")
+    table = " ".join(world.host.run("nft", "list", "table", "netdev", "pyvz_shape").split())
+    for address, minor in ((A, 21), ("fd18::101", 21), (C, 21), (B, 11)):
+        assert f"{address} : 1:{minor}" in table
+    world.stop(101)
+    table = world.host.run("nft", "list", "table", "netdev", "pyvz_shape")
+    assert "1:11" not in table and "1:21" in table
