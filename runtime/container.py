@@ -22,6 +22,11 @@ from runtime import (
     reports,
     resources_inside,
     state,
+<<<<<<< /tmp/land.mine
+    supervisor,
+    suspension,
+=======
+>>>>>>> /tmp/land.new
     syscalls,
     teardown,
 )
@@ -121,6 +126,8 @@ class Container(Enterable):
             self.progress.warn(warning)
         if current.mounted:
             self.umount()
+        if suspension.forget(self.private):
+            self.progress.warn("it was suspended: its dump is dropped, it starts anew")
         self.progress.say("Starting container...")
         self._launch(plan, run=True)
         if init is None:

@@ -95,6 +95,7 @@ def options(paths: Paths, ctid: int, config: Config) -> Options:
         template_area=area,
         magic_links=switches(config.get("CAPABILITY")).get("sys_rawio", False),
         ledger=ledger,
+        no_atime=config.get("NOATIME", "").lower() == "yes",
         first_id=_first_id(paths, ctid, config),
         fsname=f"vzfs:{ctid}",
     )

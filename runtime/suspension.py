@@ -9,7 +9,9 @@ until there is a CRIU that can. ``freeze`` is the other way: the state stays in 
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
+from runtime import files
 from runtime.errors import CheckpointFailed
 
 
@@ -18,6 +20,15 @@ def obstacle() -> str:
     if shutil.which("criu", path="/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"):
         return "the installed criu cannot dump a container whose file system is served by VZFS"
     return "criu is not installed, and the present one could not dump a file system like VZFS"
+
+
+def forget(private: Path) -> bool:
+    """Remove the dump in a private area, which a start makes worthless; return whether one was."""
+    dump = private / "dump" / "Dump"
+    there = dump.exists()
+    if there:
+        files.remove(dump)
+    return there
 
 
 def check_autostop(text: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime import files, journal, locks, registry
+from runtime import files, journal, locks, registry, suspension
 from runtime.config import ConfigFile
 from runtime.errors import (
     InvalidValue,
@@ -77,7 +77,7 @@ def clone(
                     source.freeze()
                     frozen.callback(source.thaw)
                 copy_tree(origin, target)
-            _forget_suspension(target)
+            suspension.forget(target)
             template_create.new_identity(paths, target)
             with locks.registry(paths):
                 if name:
@@ -206,10 +206,6 @@ def _make_own(
     if netif:
         adapters = (_ADAPTER_IDENTITY.sub("", part).rstrip(",") for part in netif.split(";"))
         file.set("NETIF", ";".join(adapters))
-
-
-def _forget_suspension(private: Path) -> None:
-    files.remove(private / "dump" / "Dump") if (private / "dump").is_dir() else None
 
 
 def copy_tree(source: Path, target: Path) -> None:

@@ -69,7 +69,7 @@ class Accounted(Controlled):
         stack = self.stack
         top = os.path.commonpath((options.upper, options.work_area))
         try:
-            clone = syscalls.clone_mount(top, read_only=False)
+            clone = syscalls.clone_mount(top, read_only=False, no_atime=options.no_atime)
         except OSError:
             return
         try:

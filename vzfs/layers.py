@@ -220,19 +220,29 @@ class Stack:
     """The private layer, the work area and the lower layers, opened."""
 
     def __init__(
-        self, lower: tuple[Path, ...], upper: Path, work: Path, descriptor_limit: int = 1024
+        self,
+        lower: tuple[Path, ...],
+        upper: Path,
+        work: Path,
+        descriptor_limit: int = 1024,
+        *,
+        no_atime: bool = False,
     ) -> None:
         """Open everything. Raises OSError (with the path) when a layer is missing.
 
         Lower layers are reached through detached read-only mounts, so that nothing opened through
         them can write into a template. Where the kernel refuses that (no CAP_SYS_ADMIN) the plain
-        directory is used.
+        directory is used. With ``no_atime`` the private layer and the work area are reached through
+        one such mount too, one that leaves access times alone.
         """
         self.descriptors = Descriptors(descriptor_limit)
-        self._lock = -1
+        self._lock = self._above = -1
+        self._above_path = Path(os.path.commonpath([upper, work]))
+        if no_atime:
+            self._above = syscalls.clone_mount(self._above_path, read_only=False, no_atime=True)
         self.upper = self._open(0, upper, read_only=False)
         self.work_path = work
-        self.work = os.open(work, _DIRECTORY)
+        self.work = self._open_private(work)
         self.temporary = self._area("work")
         self.index = self._area("index")
         if os.fstat(self.work).st_dev != self.upper.device:
@@ -253,6 +263,11 @@ class Stack:
             os.mkdir(name, 0o700, dir_fd=self.work)
             return os.open(name, _DIRECTORY, dir_fd=self.work)
 
+    def _open_private(self, path: Path) -> int:
+        if self._above < 0:
+            return os.open(path, _DIRECTORY)
+        return os.open(path.relative_to(self._above_path), _DIRECTORY, dir_fd=self._above)
+
     def _open(self, number: int, path: Path, *, read_only: bool) -> Layer:
         fd = -1
         if read_only:
@@ -262,7 +277,7 @@ class Stack:
                 if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
                     raise
         if fd < 0:
-            fd = os.open(path, _DIRECTORY)
+            fd = os.open(path, _DIRECTORY) if number else self._open_private(path)
         st = os.fstat(fd)
         if not stat.S_ISDIR(st.st_mode):
             os.close(fd)
@@ -309,7 +324,7 @@ class Stack:
 
     def close(self) -> None:
         """Close the areas; the layers' descriptors go with their places."""
-        for fd in (self.work, self.temporary, self.index, self._lock):
+        for fd in (self.work, self.temporary, self.index, self._lock, self._above):
             if fd >= 0:
                 os.close(fd)
 

@@ -38,6 +38,8 @@ class Options:
     fsname: str = "vzfs"
     #: How long the kernel may trust names and attributes, in seconds.
     timeout_s: float = 3600.0
+    #: Reading a private file leaves its access time alone.
+    no_atime: bool = False
     #: fdatasync the data of a copy before it takes the place of the shared file.
     sync_copies: bool = True
     #: Nodes the server remembers before it asks the kernel to let go of unused ones.

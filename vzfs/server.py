@@ -124,7 +124,13 @@ def prepare(options: Options, *, resume: bool = False) -> Stack:
     """
     if not os.path.isdir(options.work_area):
         options.work_area.mkdir(mode=0o700, parents=True, exist_ok=True)
-    stack = Stack(options.lower, options.upper, options.work_area, options.descriptor_limit)
+    stack = Stack(
+        options.lower,
+        options.upper,
+        options.work_area,
+        options.descriptor_limit,
+        no_atime=options.no_atime,
+    )
     # Held as long as the server lives: an area has one mount, and nobody repairs it meanwhile.
     # The server of a mount that was just taken down may need a moment to end.
     stack.lock(None if resume else 10)

@@ -153,18 +153,19 @@ def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
         raise _failed(where)
 
 
-def clone_mount(path: str | os.PathLike[str], *, read_only: bool) -> int:
+def clone_mount(path: str | os.PathLike[str], *, read_only: bool, no_atime: bool = False) -> int:
     """Return a descriptor of a detached bind mount of the directory ``path``, open_tree(2).
 
     Read-only means that nothing opened through it can be written, whatever flags the opener gave,
-    and that access times stay. Raises EPERM without CAP_SYS_ADMIN, ENOSYS before Linux 5.12.
+    and that access times stay, which is also what ``no_atime`` means. Raises EPERM without CAP_SYS_ADMIN, ENOSYS before Linux 5.12.
     """
     where = os.fsencode(path)
     fd = _open_tree(AT_FDCWD, where, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
     if fd < 0:
         raise _failed(where)
-    if read_only:
-        attributes = struct.pack("<QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOATIME, 0x70, 0, 0)
+    if read_only or no_atime:
+        added = MOUNT_ATTR_NOATIME | (MOUNT_ATTR_RDONLY if read_only else 0)
+        attributes = struct.pack("<QQQQ", added, 0x70, 0, 0)
         if _mount_setattr(fd, b"", AT_EMPTY_PATH, attributes, len(attributes)):
             error = _failed(where)
             os.close(fd)

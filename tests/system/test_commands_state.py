@@ -97,3 +97,31 @@ def test_clocks_are_the_containers_own_unless_it_has_the_servers(system):
     with open("/proc/stat") as file:
         own = next(int(line.split()[1]) for line in file if line.startswith("btime"))
     assert abs(boot - own) <= 2
+
+
+def test_a_start_drops_the_dump_of_another_product(system):
+    system.create(101)
+    dump = system.paths.private(101) / "dump/Dump"
+    dump.write_bytes(b"CPT")
+    assert system.ok("vzctl", "status", 101) == "VEID 101 exist unmounted down suspended\n"
+    assert "starts the container anew" in system.fails(17, "vzctl", "resume", 101)
+    done = system.run("vzctl", "start", 101)
+    assert (done.returncode, "its dump is dropped" in done.stderr) == (0, True), done.stderr
+    assert not dump.exists()
+
+
+@pytest.mark.parametrize("noatime", ["yes", "no"])
+def test_reading_leaves_access_times_alone_where_that_is_wanted(system, noatime):
+    system.create(101)
+    system.ok("vzctl", "set", 101, "--noatime", noatime, "--save")
+    system.ok("vzctl", "start", 101)
+    system.ok(
+        "vzctl",
+        "exec",
+        101,
+        "echo x > /file; touch -d 2001-01-01 /file; mv /file /moved; ln /moved /linked",
+    )
+    file = system.paths.private(101) / "root/moved"
+    before = file.stat().st_atime_ns
+    assert system.ok("vzctl", "exec", 101, "cat /linked") == "x\n"
+    assert (file.stat().st_atime_ns == before) is (noatime == "yes")
