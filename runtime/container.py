@@ -22,11 +22,7 @@ from runtime import (
     reports,
     resources_inside,
     state,
-<<<<<<< /tmp/land.mine
-    supervisor,
     suspension,
-=======
->>>>>>> /tmp/land.new
     syscalls,
     teardown,
 )
