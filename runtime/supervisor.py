@@ -296,6 +296,9 @@ class Supervisor:
         else:
             acts.end(kept, status)
             self._over = True
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
 
     # keeping
 
