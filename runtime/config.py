@@ -102,7 +102,10 @@ class ConfigFile:
         self.path = path
         self.bad: list[BadLine] = []
         self._newline = "\r\n" if "\r\n" in text else "\n"
-        self._lines = list(self._parse(text))
+        # Editors of other systems begin with it; a line of its own, so that the first one is read.
+        mark = text[:1] if text.startswith("\ufeff") else ""
+        self._lines = [_Line(0, mark)] if mark else []
+        self._lines += self._parse(text[len(mark) :])
 
     @classmethod
     def read(cls, path: Path, *, missing: type[ConfigMissing] = ConfigMissing) -> ConfigFile:

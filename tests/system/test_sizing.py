@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.tools.sizing_samples import UBC_512
+from tests.unit.tools.wild import CONFIGURATIONS
 
 pytestmark = pytest.mark.root
 
@@ -26,6 +27,25 @@ def test_a_hand_edited_file_validates_and_keeps_every_foreign_line_through_set(s
     assert [line for line in after.splitlines() if not line.startswith("NUMPROC")] == kept
     assert after.count("NUMPROC=") == 1 + after.count("AVNUMPROC=")
     assert after.count("\r\n") == after.count("\n")
+
+
+def test_configurations_from_the_wild_are_listed_judged_and_kept(system):
+    system.paths.conf_dir.mkdir(parents=True)
+    files = {}
+    for ctid, text in enumerate(CONFIGURATIONS.values(), 101):
+        files[system.paths.ct_conf(ctid)] = text.encode("utf-8", "surrogateescape")
+    for conf, content in files.items():
+        conf.write_bytes(content)
+    assert system.ok("vzlist", "-aH1").split() == [conf.stem for conf in files]
+    rows = system.ok("vzlist", "-a", "-o", "ctid,physpages.l,diskspace.h,ip,hostname,cpuunits")
+    assert len(rows.splitlines()) == 1 + len(files)
+    for conf, content in files.items():
+        done = system.run("vzcfgvalidate", conf)
+        assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
+        system.ok("vzcfgscale", "-a", "0.5", conf)
+        system.ok("vzctl", "set", conf.stem, "--bootorder", "7", "--save")
+        added = conf.read_bytes().removeprefix(content).strip()
+        assert conf.read_bytes().startswith(content) and added == b'BOOTORDER="7"'
 
 
 def test_a_legacy_container_starts_with_the_memory_it_had(system):
