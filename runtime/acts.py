@@ -378,17 +378,18 @@ class _Actor:
         self._show_view()
         if features.enabled(wanted.config, "time"):
             namespaces.new_time_for_children()
+        # The file server gets ready meanwhile.
+        child = launch.fork(wanted, self.cgroup)
+        self._tell(INIT, str(child.pid).encode())
         if self.state.server is None:
             self._await_mount()
         assert kept.server is not None
         resources.share_server(kept.paths.tag, kept.ctid, kept.server.pid)
         chosen = launch.choose_init(wanted)
-        child = launch.fork(wanted, self.cgroup, chosen)
-        self._tell(INIT, str(child.pid).encode())
         level = self._filter_packets(child.pid)
         shown = kept.view_fd >= 0
         files = procview.bindings(kept.paths, kept.ctid).values() if shown else ()
-        self._tell(CONSOLES, fds=launch.bring_up(child, wanted, ids, list(files)))
+        self._tell(CONSOLES, fds=launch.bring_up(child, wanted, ids, list(files), chosen))
         self.report.heed()
         # Until here a death of this process is undone through the control group alone: the ids of
         # the processes are relied upon from now on.

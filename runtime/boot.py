@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -27,12 +28,12 @@ FAILED = b"E"
 
 
 def first_process(
-    channel: socket.socket, entrance: Entrance, plan: Plan, chosen: init.Init, filter_: bytes
+    channel: socket.socket, entrance: Entrance, plan: Plan, filter_: bytes
 ) -> NoReturn:
     """Become the init of ``plan``; never returns.
 
-    Protocol: ``G`` with the detached mounts of the tree, of bind mounts, of device nodes and of the
-    container's own /proc files (ids are mapped now) →
+    Protocol: ``G`` and the init to execute, with the detached mounts of the tree, of bind mounts,
+    of device nodes and of the container's own /proc files (ids are mapped now) →
     ``C`` with the consoles' masters → ``X`` (network is there) → end of file when init executes.
     """
     stage = "joining its control groups"
@@ -40,7 +41,10 @@ def first_process(
         _default_signals()
         entrance.enter()
         stage = "making its namespaces"
-        _word, fds, _flags, _address = socket.recv_fds(channel, 1, 64)
+        word, fds, _flags, _address = socket.recv_fds(channel, 1 << 16, 64)
+        if not word.startswith(GO):
+            os._exit(1)
+        chosen: init.Init = pickle.loads(word[len(GO) :])
         root, *others = fds
         binds, others = others[: len(plan.view.binds)], others[len(plan.view.binds) :]
         nodes, files = others[: len(plan.view.own_nodes)], others[len(plan.view.own_nodes) :]

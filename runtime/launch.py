@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -38,7 +39,7 @@ def choose_init(plan: Plan) -> init.Init:
         return init.detect(root)
 
 
-def fork(plan: Plan, cgroup: Cgroup, chosen: init.Init) -> Child:
+def fork(plan: Plan, cgroup: Cgroup) -> Child:
     """Fork the first process into its namespaces and control group; raises OSError.
 
     It is a child of this process's parent, the supervisor, which outlives this one.
@@ -51,7 +52,7 @@ def fork(plan: Plan, cgroup: Cgroup, chosen: init.Init) -> Child:
         pid = namespaces.fork(namespaces.OF_INIT | syscalls.CLONE_PARENT, cgroup_fd=entrance.v2_fd)
         if pid == 0:
             ours.close()
-            boot.first_process(theirs, entrance, plan, chosen, filter_)
+            boot.first_process(theirs, entrance, plan, filter_)
     finally:
         entrance.close()
         theirs.close()
@@ -59,7 +60,13 @@ def fork(plan: Plan, cgroup: Cgroup, chosen: init.Init) -> Child:
     return Child(pid, ours)
 
 
-def bring_up(child: Child, plan: Plan, ids: namespaces.IdRange, files: Sequence[int]) -> list[int]:
+def bring_up(
+    child: Child,
+    plan: Plan,
+    ids: namespaces.IdRange,
+    files: Sequence[int],
+    chosen: init.Init,
+) -> list[int]:
     """Give the first process what it waits for; return the masters of its consoles.
 
     ``files`` are detached mounts of its own /proc files; they are closed. Raises EnvironmentFailed,
@@ -81,7 +88,7 @@ def bring_up(child: Child, plan: Plan, ids: namespaces.IdRange, files: Sequence[
         for node in plan.access.own:
             fds.append(_node(node, ids.first))
             closing.callback(os.close, fds[-1])
-        socket.send_fds(channel, [boot.GO], [*fds, *files])
+        socket.send_fds(channel, [boot.GO, pickle.dumps(chosen)], [*fds, *files])
         if plan.wants_network:
             from runtime.net import attach
 
