@@ -18,8 +18,10 @@ SECTIONS = (
             "See a tree, change it, and find what was changed in P:",
             "python -m vzfs mount --lower /usr/share/doc --upper P --mount M",
             "With at most 1 GiB and 10,000 files of its own, a tenth more for a day:",
-            "python -m vzfs mount --lower A:B --upper P --mount M --quota Q "
-            "--space 1048576:1153433 --inodes 10000:11000 --grace 86400",
+            (
+                "python -m vzfs mount --lower A:B --upper P --mount M --quota Q"
+                " --space 1048576:1153433 --inodes 10000:11000 --grace 86400"
+            ),
             "Look at the usage, change a limit, unmount:",
             "vzquota show 1 -c Q; vzquota setlimit 1 -c Q -B 2000000; python -m vzfs umount M",
         ),
