@@ -1,9 +1,9 @@
 """Suspending containers to disk: why this server cannot, told before anything is touched.
 
-CRIU is what could. It asks every file system of a container how to find it again at resume; it
-has no answer for one served through FUSE, which a container's tree is, besides the files of its
-/proc (CRIU, "What cannot be checkpointed"). So the refusal names what is missing, and stands
-until there is a CRIU that can. ``freeze`` is the other way: the state stays in memory.
+CRIU is what could. It checks every file system of a container for a way to find it again at resume
+and has none for those served through FUSE (its request "Support FUSE mountpoints" is open since
+2015), which a container's tree is, and the files of its /proc. So the refusal names what is
+missing. ``freeze`` is the other way: the state stays in memory.
 """
 
 from __future__ import annotations

@@ -160,6 +160,8 @@ BASE: dict[str, Field[Entry]] = _fields(
     Field("cpus", "CPUS", 4, _number("CPUS")),
     Field("cpumask", "CPUMASK", -12, _key("CPUMASK")),
     Field("nodemask", "NODEMASK", -12, _key("NODEMASK")),
+    Field("slmmode", "SLMMODE", -7, _key("SLMMODE")),
+    Field("slmmemorylimit", "SLMLIMIT", 10, _key("SLMMEMORYLIMIT")),
     Field("host_ifname", "HOST_IFNAME", -16, _adapter_part("host_ifname=")),
     Field("mac", "MAC", -17, _adapter_part("mac=")),
     Field("host_mac", "HOST_MAC", -17, _adapter_part("host_mac=")),

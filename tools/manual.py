@@ -6,6 +6,7 @@ built once, at installation; nothing of this runs at a TAB.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -35,9 +36,26 @@ def exit_codes() -> str:
 
 def page(program: Program) -> str:
     """Return the manual page of ``program`` as troff."""
+    text = _troff(full_parser(program), program.name, program.help)
+    if program.exit_code is None:
+        text += exit_codes()
+    return text
+
+
+def vzfs_page() -> str:
+    """Return the manual page of ``python -m vzfs`` as troff."""
+    from vzfs import __main__ as alone
+
+    text = _troff(alone.parser(), "vzfs", "the file layer, mounted on its own")
+    for heading, paragraphs in alone.SECTIONS:
+        text += f".SH {heading}\n"
+        text += "".join(f".PP\n{line}\n" for line in paragraphs).replace("-", "\\-")
+    return text
+
+
+def _troff(parser: argparse.ArgumentParser, name: str, summary: str) -> str:
     from argparse_manpage.manpage import Manpage
 
-    parser = full_parser(program)
     # Read by argparse-manpage from the parser object.
     parser._manpage = []  # type: ignore[attr-defined]
     made = Manpage(
@@ -45,17 +63,15 @@ def page(program: Program) -> str:
         format="pretty",
         _data={
             "project_name": "pyvz",
-            "prog": program.name,
+            "prog": name,
             "manual_section": 8,
             "manual_title": "pyvz",
             "version": VERSION,
-            "description": program.help,
+            "description": summary,
         },
     )
-    text = str(made)
-    if program.exit_code is None:
-        text += exit_codes()
-    return text
+    made.prog = name
+    return str(made)
 
 
 def build(target: Path) -> None:
@@ -69,6 +85,7 @@ def build(target: Path) -> None:
     }
     for place in places.values():
         place.mkdir(parents=True, exist_ok=True)
+    (places["man"] / "vzfs.8").write_text(vzfs_page(), encoding="utf-8")
     for name, program in programs().items():
         (places["man"] / f"{name}.8").write_text(page(program), encoding="utf-8")
         parser = full_parser(program)

@@ -86,6 +86,9 @@ PROGRAM = Program(
         option("tasks", help="SRC[:DST[:private[:root]]]", nargs="+", metavar="TASK"),
         option("-C", "--copy", help="copy instead of moving", action="store_true"),
         option("-f", "--force", help="accepted", action="store_true"),
+        option(
+            "--online", help="accepted: what runs is stopped and started again", action="store_true"
+        ),
         option("-n", "--dry-run", help="say what would be done", action="store_true"),
     ),
     usage_code=1,

@@ -10,11 +10,45 @@ from pathlib import Path
 from vzfs import server, syscalls
 from vzfs.options import Options
 
+#: Further sections of the manual page: heading, paragraphs.
+SECTIONS = (
+    (
+        "EXAMPLES",
+        (
+            "See a tree, change it, and find what was changed in P:",
+            "python -m vzfs mount --lower /usr/share/doc --upper P --mount M",
+            "With at most 1 GiB and 10,000 files of its own, a tenth more for a day:",
+            (
+                "python -m vzfs mount --lower A:B --upper P --mount M --quota Q"
+                " --space 1048576:1153433 --inodes 10000:11000 --grace 86400"
+            ),
+            "Look at the usage, change a limit, unmount:",
+            "vzquota show 1 -c Q; vzquota setlimit 1 -c Q -B 2000000; python -m vzfs umount M",
+        ),
+    ),
+    (
+        "FILES",
+        (
+            "P.work/session: what server and kernel agreed on, and which transport is used.",
+            "P.work/lock: held while the area is mounted or repaired.",
+            "M/.vzfs-quota: the quota as seen from inside, with --quota.",
+        ),
+    ),
+    ("EXIT STATUS", ("0: done.", "1: the system refused; one line says what.", "2: bad options.")),
+    ("SEE ALSO", ("vzfsutil(8), vzquota(8), vzcache(8), fuse(4)",)),
+)
 
-def _parser() -> argparse.ArgumentParser:
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, which the manual page is made from."""
     parser = argparse.ArgumentParser(
         prog="python -m vzfs",
-        description="Mount a copy-on-write view of read-only directories.",
+        description=(
+            "Mount a copy-on-write view of read-only directories: what is changed below the mount"
+            " point goes to a private directory, what is not is shared with every other mount of"
+            " the same directories, on disk and in memory. The private directory has the form of"
+            " overlayfs."
+        ),
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     mount = verbs.add_parser("mount", help="mount and serve until unmounted")
@@ -27,26 +61,44 @@ def _parser() -> argparse.ArgumentParser:
     mount.add_argument("--upper", required=True, type=Path, help="private directory", metavar="DIR")
     mount.add_argument("--mount", required=True, type=Path, help="mount point", metavar="DIR")
     mount.add_argument(
-        "--work", type=Path, help="work area on the file system of --upper", metavar="DIR"
+        "--work",
+        type=Path,
+        help="work area on the file system of --upper (default: its name with .work added)",
+        metavar="DIR",
     )
     mount.add_argument(
         "--transport",
         choices=("auto", "kernel", "pyfuse3"),
         default="auto",
-        help="how requests arrive (default: kernel where it can)",
+        help="how requests arrive: by our own reading of the kernel's protocol, with passthrough,"
+        " or through the portable library (default: auto, kernel where it offers passthrough)",
     )
-    mount.add_argument("--no-passthrough", action="store_true", help="let all data pass the server")
-    mount.add_argument("--template-area", type=Path, help="where magic links lead", metavar="DIR")
+    mount.add_argument(
+        "--no-passthrough",
+        action="store_true",
+        help="let all data pass the server; pages are then not shared",
+    )
+    mount.add_argument(
+        "--template-area",
+        type=Path,
+        help="where magic links (symbolic links to ////path) lead; without it they are ordinary",
+        metavar="DIR",
+    )
     mount.add_argument(
         "--magic-links", action="store_true", help="users of the mount may make magic links"
     )
     mount.add_argument(
         "--no-sync-copies",
         action="store_true",
-        help="do not wait for the disk when a file is copied up",
+        help="do not wait for the disk when a file is copied up: faster, but a power cut may leave"
+        " a changed file without its data",
     )
     mount.add_argument(
-        "--timeout", type=float, default=3600.0, help="seconds names are cached", metavar="S"
+        "--timeout",
+        type=float,
+        default=3600.0,
+        help="seconds the kernel trusts names and attributes (default: 3600)",
+        metavar="S",
     )
     mount.add_argument(
         "--quota", type=Path, help="keep a disk quota in this file (made if needed)", metavar="FILE"
@@ -58,10 +110,16 @@ def _parser() -> argparse.ArgumentParser:
         "--inodes", type=_limits, help="soft and hard limit of inodes", metavar="S[:H]"
     )
     mount.add_argument(
-        "--grace", type=int, help="seconds above the soft limits (a week)", metavar="N"
+        "--grace",
+        type=int,
+        help="seconds usage may stay above a soft limit (default: a week)",
+        metavar="N",
     )
     mount.add_argument(
-        "--owners", type=int, help="how many users and groups are accounted", metavar="N"
+        "--owners",
+        type=int,
+        help="how many users and groups are accounted, too (default: none)",
+        metavar="N",
     )
     mount.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     umount = verbs.add_parser("umount", help="unmount")
@@ -166,7 +224,7 @@ def _serve_detached(fd: int, options: Options) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         if args.verb == "mount":
             return _mount(args)

@@ -168,6 +168,7 @@ class Accounted(Controlled):
         """Charge a copy to its owner; its marks and its data are still to come."""
         super().charge_new(owner, new, at, name)
         if self.accounting is not None:
+            self.accounting.born(new.st_ino)
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
             try:
                 self.accounting.watch(new, fd, owner)
@@ -207,9 +208,11 @@ class Accounted(Controlled):
         self, dir_fd: int, name: bytes, fd: int, st: os.stat_result, above: os.stat_result
     ) -> None:
         # The directory has a charge (see `private`): only the object is charged here.
-        if self._books is None:
+        if self.accounting is None:
             super()._charge_created(dir_fd, name, fd, st, above)
-        elif st.st_blocks:
+            return
+        self.accounting.born(st.st_ino)
+        if st.st_blocks:
             super()._charge_created(dir_fd, name, fd, st, os.fstat(dir_fd))
 
     def _discharge(self, st: os.stat_result, blocks: int | None = None) -> None:
@@ -237,6 +240,7 @@ class Accounted(Controlled):
         """Create a file without a name."""
         node, st, fd = super().tmpfile(parent, mode, caller)
         if self.accounting is not None:
+            self.accounting.born(st.st_ino)
             self.accounting.orphaned(st, fd)
         return node, st, fd
 

@@ -216,13 +216,22 @@ class Accounting:
         if blocks != reserved:
             self.ledger.record(uid, gid, blocks - reserved, 0)
 
+    def born(self, inode: int) -> None:
+        """A new inode has this number, so whatever a former server had open under it is gone."""
+        charge = self._recovered.get(inode) if self._recovered else None
+        if charge is not None:
+            self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)
+            self.forget(charge)
+
     def opened(self, st: os.stat_result, fd: int = -1) -> Charge:
         """A file is opened for writing; ``st`` is its status now, ``fd`` any descriptor of it."""
         inode = st.st_ino
         charge = self.charges.get(inode)
         if charge is None:
-            charge = self._new(st, fd, st)
-        elif charge.closed_s:
+            charge = self._new(st, fd, st, C_OPEN)
+            charge.writers = 1
+            return charge
+        if charge.closed_s:
             del self._closing[inode]
             charge.closed_s = 0.0
         charge.writers += 1
@@ -235,24 +244,25 @@ class Accounting:
         charge = self.charges.get(inode)
         if charge is None:
             return
-        self.settle(charge, blocks)
+        if blocks != charge.blocks:
+            self.settle(charge, blocks)
         if charge.writers > 1:
             charge.writers -= 1
             return
         if inode in self._recovered:
             return  # how many have it open from before nobody knows
         charge.writers = 0
-        if charge.words is not None:
-            charge.words[charge.at + C_FLAGS] &= ~C_OPEN
-        if charge.orphan:
-            return
-        if blocks > _SMALL_BLOCKS and self._handles.usable:
+        if not charge.orphan and (blocks <= _SMALL_BLOCKS or not self._handles.usable):
+            self.forget(charge)
+        else:
+            if charge.words is not None:
+                charge.words[charge.at + C_FLAGS] &= ~C_OPEN
+            if charge.orphan:
+                return
             charge.closed_s = time.monotonic()
             self._closing[inode] = charge
             if len(self._closing) > _REMEMBERED:
                 self._drop(self._closing.popitem(last=False)[1])
-        else:
-            self.forget(charge)
         self._closes += 1
         if not self._closes % _TICK:
             self.tick()
@@ -419,20 +429,19 @@ class Accounting:
 
     # inside
 
-    def _new(self, st: os.stat_result, fd: int, owner: os.stat_result) -> Charge:
+    def _new(self, st: os.stat_result, fd: int, owner: os.stat_result, flags: int = 0) -> Charge:
         charge = Charge(st.st_ino, owner.st_uid, owner.st_gid, st.st_blocks)
         if not self._free:
             words = self.ledger.file.add_chunk(KIND_CHARGES)
             step = quotalayout.CHARGE_WORDS
             self._free = [(words, at) for at in range(quotalayout.CHUNK // 8 - step, 0, -step)]
         words, at = self._free.pop()
-        flags = 0
         handle = self._handles.describe(fd)
         if handle is not None:
             raw = handle.data.ljust(HANDLE_MAX, b"\0")
             for offset, word in enumerate(struct.unpack("<4q", raw)):
                 words[at + C_HANDLE + offset] = word
-            flags = handle.kind << 32 | len(handle.data) << 8
+            flags |= handle.kind << 32 | len(handle.data) << 8
         words[at + C_FLAGS] = flags
         words[at + C_OWNER] = _owner(owner.st_uid, owner.st_gid)
         words[at + C_BLOCKS] = st.st_blocks
@@ -451,8 +460,10 @@ class Accounting:
         """Stop following an inode; what was charged stays charged."""
         inode = charge.inode
         self.charges.pop(inode, None)
-        self._closing.pop(inode, None)
-        self._recovered.pop(inode, None)
+        if charge.closed_s:
+            self._closing.pop(inode, None)
+        if self._recovered:
+            self._recovered.pop(inode, None)
         if charge.words is not None:
             charge.words[charge.at] = 0
             self._free.append((charge.words, charge.at))
@@ -476,9 +487,10 @@ class Accounting:
             st = self._handles.stat(charge.words, charge.at)
         except OSError:
             return
-        if st is not None:
+        if st is not None and not (charge.orphan and st.st_nlink):
             self.settle(charge, st.st_blocks)
         elif charge.orphan:
+            # Gone, or its number is that of another file by now.
             self.evicted(charge.inode)
         else:
             self.ledger.release(charge.uid, charge.gid, charge.blocks, 1)

@@ -51,6 +51,8 @@ _WANTED = (
     | protocol.HAS_RESEND
     | protocol.ALLOW_IDMAP
 )
+#: The most frequent requests which change nothing.
+_READ_ONLY = frozenset((Op.LOOKUP, Op.GETATTR, Op.GETXATTR))
 #: Requests which make a name, and where it is in them.
 _MAKES = {Op.MKNOD: 16, Op.MKDIR: 8, Op.SYMLINK: 0, Op.LINK: 8, Op.CREATE: 16}
 _IN = protocol.IN_SIZE
@@ -166,7 +168,7 @@ class KernelTransport(NameRequests, FileRequests):
             served += 1
             if self._left and not served & 31:
                 self.close_left_backings()
-            if end is not None:
+            if end is not None and op not in _READ_ONLY:
                 end()
             if not served & 31:
                 core.trim()

@@ -17,7 +17,7 @@ def built(tmp_path_factory):
 
 def test_every_command_has_a_page_and_completions(built):
     names = set(manual.programs())
-    assert {path.stem for path in (built / "man/man8").iterdir()} == names
+    assert {path.stem for path in (built / "man/man8").iterdir()} == names | {"vzfs"}
     assert {path.name for path in (built / "bash-completion/completions").iterdir()} == names
     aliases = {name for name in COMMANDS if name not in names}
     assert aliases == {"prlctl", "prlsrvctl", "vzstat", "vznetcfg"}
@@ -28,6 +28,17 @@ def test_the_page_of_pctl_has_its_verbs_options_and_codes(built):
     for word in ("create", "snapshot", "--ostemplate", "--cpuunits", "EXIT STATUS"):
         assert word in text
     assert "\n31\n" in text
+
+
+def test_the_page_of_vzfs_has_every_option(built):
+    text = (built / "man/man8/vzfs.8").read_text().replace("\\-", "-")
+    from vzfs.__main__ import parser
+
+    for verb in parser()._subparsers._group_actions[0].choices.values():
+        for action in verb._actions:
+            assert action.dest == "help" or all(word in text for word in action.option_strings)
+    for word in ("EXAMPLES", "EXIT STATUS", "umount", "probe"):
+        assert word in text
 
 
 def test_the_completion_is_a_script_bash_accepts(built):

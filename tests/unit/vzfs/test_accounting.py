@@ -160,6 +160,24 @@ def test_an_orphan_of_a_dead_server_is_given_back_when_it_is_gone(served: Served
     assert served.agrees()
 
 
+def test_an_inode_number_used_again_is_not_taken_for_what_a_dead_server_had_open(
+    served: Served,
+) -> None:
+    fd = served.create("f")
+    st = os.fstat(fd)
+    os.unlink(served.area / "f")
+    served.accounting.orphaned(st, fd)
+    served.kill()
+    served.start(resume=True)
+    os.close(fd)
+    # A new file may get its number before anybody looks; `create` tells of it.
+    before = served.ledger.file.usage().inodes
+    served.accounting.born(st.st_ino)
+    assert served.ledger.file.usage().inodes == before - 1
+    assert st.st_ino not in served.accounting.charges
+    assert served.agrees()
+
+
 def test_a_container_that_starts_after_its_server_died_is_scanned(served: Served) -> None:
     fd = served.create("f")
     served.kill()
