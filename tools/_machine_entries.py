@@ -80,10 +80,12 @@ class MachineEntry:
 
     def uptime_s(self) -> Value:
         """Return since how many seconds it runs."""
-        from vmm import status
+        from vmm import status, uptime
 
         pid = self._process[1]
-        return status.uptime_s(pid) if pid is not None else None
+        if pid is None or self.domain is None:
+            return status.uptime_s(pid) if pid is not None else None
+        return uptime.seconds(self.domain, pid)
 
     def adapters(self, part: str) -> Value:
         """Return one property of every adapter."""
@@ -113,7 +115,7 @@ _FIELDS: dict[str, Callable[[MachineEntry], Value]] = {
     "name": lambda e: e.record.name,
     "status": lambda e: e.state.value,
     "dist": lambda e: e.setting("distribution"),
-    "owner": lambda e: "root",
+    "owner": lambda e: e.setting("host-admin") or "root",
     "description": lambda e: (e.domain.description or None) if e.domain is not None else None,
     "ip": lambda e: e.addresses(),
     "ip_configured": lambda e: e.addresses(),

@@ -43,7 +43,7 @@ def hypervisor(context: Context) -> Iterator[Hypervisor]:
 @contextmanager
 def opened(context: Context, ident: str, purpose: str | None = None) -> Iterator[Machine]:
     """Give the machine called ``ident``; ``purpose`` locks it. Raises ConfigMissing, Locked."""
-    from vmm import registry, upkeep
+    from vmm import account, registry, upkeep
     from vmm.machine import Machine
 
     record = registry.find(context.paths, ident)
@@ -57,6 +57,7 @@ def opened(context: Context, ident: str, purpose: str | None = None) -> Iterator
             record = registry.find(context.paths, record.uuid)
             machine = Machine(context.paths, record, way, progress)
             upkeep.repair(machine)
+            account.check_caller(machine.read_domain(), record.name)
             yield machine
 
 
@@ -104,9 +105,39 @@ def start(context: Context, args: argparse.Namespace) -> None:
 
 
 def stop(context: Context, args: argparse.Namespace) -> None:
-    """Stop a machine by its power button, or at once."""
+    """Stop a machine by its power button, or at once; then decide about undo disks."""
+    from vmm import undo
+    from vmm.status import State
+
     with opened(context, args.ident, "stop") as machine:
-        machine.stop(fast=args.kill or args.fast, timeout_s=_stop_timeout(context))
+        if args.undo is not None and undo.mode(machine.read_domain()) == "off":
+            raise InvalidOption(
+                f"machine {machine.label} has no undo disks",
+                hint=f"pctl set {machine.label} --undo-disks ask",
+            )
+        waiting = undo.pending(machine.read_domain())
+        decision = args.undo or (_ask(machine) if waiting else None)
+        if not (waiting and decision is not None and machine.state() is State.STOPPED):
+            machine.stop(fast=args.kill or args.fast, timeout_s=_stop_timeout(context))
+        if decision is not None and undo.pending(machine.current()):
+            {"keep": undo.keep, "discard": undo.discard}[decision](machine)
+
+
+def _ask(machine: Machine) -> str | None:
+    """Ask on a terminal what is to become of what was written; None when nothing is decided."""
+    from vmm import undo
+
+    if undo.mode(machine.read_domain()) != "ask" or not (
+        sys.stdin.isatty() and sys.stderr.isatty()
+    ):
+        return None
+    words = {"k": "keep", "keep": "keep", "d": "discard", "discard": "discard", "": None}
+    while True:
+        print(f"Keep or discard what {machine.label} wrote to its disks? [k/d, Enter: later] ",
+              end="", file=sys.stderr, flush=True)  # fmt: skip
+        answer = sys.stdin.readline().strip().lower()
+        if answer in words:
+            return words[answer]
 
 
 def _stop_timeout(context: Context) -> float:
@@ -312,7 +343,8 @@ LIFE: tuple[Verb, ...] = (
          option("--wait", help="wait for the guest agent, then set what is stored for the guest",
                 action="store_true"),
          option("--force", help="accepted", action="store_true"))),
-    Verb("stop", "stop a virtual machine", stop, (ID, *_KILL)),
+    Verb("stop", "stop a virtual machine", stop, (ID, *_KILL,
+         option("--undo", help="what becomes of undo disks", choices=("keep", "discard")))),
     Verb("restart", "stop a machine if it runs, then start it", restart, (ID, *_KILL)),
     Verb("reset", "press the reset button", reset, (ID,)),
     Verb("pause", "stop the processors, keep the state in memory", pause, (ID,)),

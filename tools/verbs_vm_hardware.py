@@ -287,6 +287,22 @@ def umount(context: Context, args: argparse.Namespace) -> None:
         machine.progress.say("The VM has been successfully unmounted.")
 
 
+def installtools(context: Context, args: argparse.Namespace) -> None:
+    """Put the CD that installs the guest agent into a machine's drive, and say what to do."""
+    from vmm import guesttools
+
+    with opened(context, args.ident, "installtools") as machine:
+        machine.progress.say(guesttools.install(machine))
+
+
+def reset_uptime(context: Context, args: argparse.Namespace) -> None:
+    """Begin to count anew since when a machine runs."""
+    from vmm import uptime
+
+    with opened(context, args.ident, "reset-uptime") as machine:
+        uptime.reset(machine)
+
+
 def problem_report(context: Context, args: argparse.Namespace) -> None:
     """Write an archive with what a support person needs, secrets left out."""
     from vmm import report
@@ -305,7 +321,8 @@ _DEVICE_OPTIONS: tuple[Option, ...] = (
     option("--crypted", help="--userpasswd gives a hash", action="store_true"),
     option("--vnc-nopasswd", help="remote display without a password", action="store_true"),
     option("--save", help="accepted: settings of machines are always stored", action="store_true"),
-    option("--device-add", help="add a device: hdd, cdrom, fdd, net, serial, parallel, sound, usb",
+    option("--device-add", help="add a device: hdd, cdrom, fdd, net, serial, parallel, sound, usb, "
+           "pci",
            metavar="KIND"),
     option("--device-set", help="change a device", metavar="DEVICE"),
     option("--device-del", help="remove a device", metavar="DEVICE"),
@@ -360,6 +377,8 @@ VERBS: tuple[Verb, ...] = (
          option("-o", "--option", help="ro (default) or rw", metavar="ro|rw"),
          option("--info", help="only tell which partitions there are", action="store_true"))),
     Verb("umount", "unmount a machine's partitions", umount, (ID,), aliases=("unmount",)),
+    Verb("installtools", "put the CD with the guest tools into a drive", installtools, (ID,)),
+    Verb("reset-uptime", "begin to count the uptime anew", reset_uptime, (ID,)),
     Verb("problem-report", "write an archive for support", problem_report, (ID,
          option("-d", "--dump", help="to standard output (default)", action="store_true")),
          changes=False),

@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime import files, locks
 from runtime.errors import DevicesFailed
 from runtime.paths import Paths
-from vmm import creation, devices, images, macs, registry, snapshots, upkeep
+from vmm import creation, devices, images, macs, registry, snapshots, undo, upkeep
 from vmm.domain import Domain, drop, parse
 from vmm.machine import Machine
 from vmm.registry import MachineRecord
@@ -39,6 +39,7 @@ def clone(machine: Machine, wish: Wish) -> Machine:
     """
     machine.stopped("clone")
     paths, source = machine.paths, machine.current()
+    undo.check_settled(machine, source, "cloning it")
     if wish.linked and snapshots.exist(machine.record):
         raise DevicesFailed(
             f"machine {machine.label} has snapshots: a linked clone would lose its base with them",

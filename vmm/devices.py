@@ -12,7 +12,7 @@ from lxml.builder import E
 from runtime.errors import DevicesFailed
 from vmm.device import Device
 from vmm.domain import Domain, Element, child, drop
-from vmm.peripherals import Parallel, Serial, Sound, Usb
+from vmm.peripherals import Parallel, Pci, Serial, Sound, Usb
 
 #: Disk interfaces: libvirt's bus, prefix of the target's name, how many positions there are.
 BUSES: dict[str, tuple[str, str, int]] = {
@@ -33,6 +33,7 @@ MOST = {
     "parallel": 3,
     "sound": 1,
     "usb": 1,
+    "pci": 8,
 }
 
 
@@ -279,7 +280,7 @@ class Adapter(Device):
 
 
 KINDS: dict[str, type[Device]] = {
-    cls.kind: cls for cls in (Disk, Cdrom, Floppy, Adapter, Serial, Parallel, Sound, Usb)
+    cls.kind: cls for cls in (Disk, Cdrom, Floppy, Adapter, Serial, Parallel, Sound, Usb, Pci)
 }
 
 
@@ -298,6 +299,8 @@ def wrap(element: Element) -> Device | None:
             return Parallel(element)
         case "sound":
             return Sound(element)
+        case "hostdev" if element.get("type") == "pci":
+            return Pci(element)
         case "controller" if element.get("type") == "usb" and element.get("model") != "none":
             return Usb(element)
     return None

@@ -26,7 +26,7 @@ from runtime.errors import (
     NoKernelSupport,
 )
 from runtime.progress import Progress
-from vmm import devices, diskview, images, loopdevice, partitions, snapshots
+from vmm import devices, diskview, images, loopdevice, partitions, snapshots, undo
 from vmm.machine import Machine
 from vmm.partitions import BadTable, Partition
 from vzfs import syscalls
@@ -53,6 +53,7 @@ class Hdd:
 
             self.machine.stopped(doing)
             check_unmounted(self.machine, doing)
+            undo.check_settled(self.machine, self.machine.read_domain(), "changing a disk")
             if snapshots.exist(self.machine.record):
                 raise ImageResizeFailed(
                     f"machine {self.machine.label} has snapshots, which hold the disk as it is",

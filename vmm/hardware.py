@@ -20,15 +20,18 @@ from vmm import (
     images,
     networks,
     nics,
+    pci,
     peripherals,
     positions,
     registration,
     snapshots,
+    undo,
 )
 from vmm.change import Change
 from vmm.device import Device
 from vmm.devices import Adapter, Cdrom, Disk, Floppy
 from vmm.domain import Domain, drop, text
+from vmm.peripherals import Pci
 from vmm.wish import Wish
 
 _DISK_MB = 65536
@@ -47,6 +50,7 @@ def add(change: Change, kind: str, wish: Wish) -> Device:
         "parallel": lambda _change, wish: _port("parallel", wish),
         "sound": lambda _change, _wish: peripherals.Sound.new(),
         "usb": _new_usb,
+        "pci": lambda change, wish: pci.new(change, wish.device),
     }
     maker = makers.get(kind)
     if maker is None:
@@ -89,7 +93,7 @@ def describe(paths: Paths, domain: Domain, device: Device) -> str:
 def _hot(device: Device) -> bool:
     if type(device) is Disk:
         return device.bus in ("virtio", "scsi", "usb")
-    return isinstance(device, Adapter)
+    return isinstance(device, (Adapter, Pci))
 
 
 # hard disks
@@ -252,6 +256,7 @@ def _configure_disk(change: Change, disk: Disk, wish: Wish) -> None:
             raise DevicesFailed(f"the image does not exist: {path}")
         if snapshots.exist(change.machine.record):
             raise DevicesFailed(f"the snapshots of {change.machine.label} are in {disk.image}")
+        undo.check_settled(change.machine, change.domain, "changing an image")
         check_free(change, path)
         disk.format = "qcow2" if images.is_qcow2(path) else "raw"
         images.check(path, disk.format)
@@ -301,6 +306,8 @@ def remove(change: Change, name: str, *, destroy_image: bool = False) -> None:
             f"{name} belongs to the snapshots of {change.machine.label}",
             hint="delete the snapshots first",
         )
+    if image is not None:
+        undo.check_settled(change.machine, change.domain, "removing a disk")
     change.domain.devices.remove(device.element)
     if device.kind == "usb":
         # libvirt would add a controller of its own choice where none is named.

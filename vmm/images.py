@@ -66,6 +66,8 @@ def create(path: Path, size_bytes: int, *, plain: bool) -> None:
                     str(size_bytes),
                 ]
             )
+            # A guest's data are nobody else's; libvirt hands the image to QEMU's account.
+            path.chmod(0o600)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -183,9 +185,15 @@ def convert(
         words += ["-S", "0", "-o", "preallocation=falloc"]
     try:
         run([*words, os.fspath(source), os.fspath(target)], progress=progress)
+        target.chmod(0o600)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
+
+
+def commit(overlay: Path) -> None:
+    """Write what a linked image holds into the one below it; raises SystemFailure, NoDiskSpace."""
+    run(["commit", "-q", "-f", "qcow2", "-d", os.fspath(overlay)])
 
 
 def resize(path: Path, size_bytes: int, format: str, *, shrink: bool = False) -> None:

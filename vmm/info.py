@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.paths import Paths
-from vmm import devices, display, images, networks, status
+from vmm import account, devices, display, firmware, images, networks, status, undo, uptime
 from vmm.device import Device
 from vmm.domain import Domain
 from vmm.registry import MachineRecord
@@ -17,7 +17,7 @@ _MIB = 1 << 20
 def facts(paths: Paths, record: MachineRecord, domain: Domain, state: State) -> dict[str, Any]:
     """Return everything known of a machine without asking libvirt."""
     _, pid = status.process(paths, record)
-    uptime = status.uptime_s(pid) if pid is not None else None
+    passed = uptime.seconds(domain, pid)
     return {
         "uuid": record.uuid,
         "name": record.name,
@@ -26,9 +26,17 @@ def facts(paths: Paths, record: MachineRecord, domain: Domain, state: State) -> 
         "state": state.value,
         "os": domain.setting("distribution", "other"),
         "template": domain.setting("template") == "yes",
-        "uptime_s": round(uptime) if uptime is not None else None,
+        "uptime_s": round(passed) if passed is not None else None,
         "home": str(record.home),
-        "owner": "root",
+        "owner": account.owner(domain),
+        "start_as_user": domain.setting("start-as-user", "administrator"),
+        "undo_disks": undo.mode(domain),
+        "undo_pending": undo.pending(domain),
+        "firmware": "efi" if firmware.is_efi(domain) else "bios",
+        "select_boot_device": domain.root.find("os/bootmenu[@enable='yes']") is not None,
+        "tools_autoupdate": domain.setting("tools-autoupdate") == "on",
+        "rate": domain.setting("rate") or None,
+        "rate_bound": domain.setting("ratebound") == "yes",
         "autostart": domain.setting("onboot", "no"),
         "autostop": domain.setting("autostop", "shutdown"),
         "on_crash": domain.setting("on-crash", "pause"),
@@ -82,8 +90,7 @@ def boot_order(domain: Domain) -> list[str]:
 
 def lines(found: dict[str, Any], hardware: list[str]) -> list[str]:
     """Return the facts in the layout of prlctl; ``hardware`` are the lines of the devices."""
-    uptime = found["uptime_s"] or 0
-    hours, rest = divmod(uptime, 3600)
+    hours, rest = divmod(found["uptime_s"] or 0, 3600)
     return [
         f"ID: {{{found['uuid']}}}",
         f"Name: {found['name']}",
@@ -98,7 +105,12 @@ def lines(found: dict[str, Any], hardware: list[str]) -> list[str]:
         f"Autostart: {found['autostart']}",
         f"Autostop: {found['autostop']}",
         f"On Crash: {found['on_crash']}",
+        f"Undo disks: {found['undo_disks']}{' (undecided changes)' if found['undo_pending'] else ''}",
         f"Boot order: {' '.join(found['boot_order'])}",
+        f"EFI boot: {'on' if found['firmware'] == 'efi' else 'off'}",
+        f"Select boot device: {'on' if found['select_boot_device'] else 'off'}",
+        f"Start as user: {found['start_as_user']}",
+        f"Tools autoupdate: {'on' if found['tools_autoupdate'] else 'off'}",
         f"Remote display: {found['remote_display']}",
         "Hardware:",
         (
@@ -111,5 +123,10 @@ def lines(found: dict[str, Any], hardware: list[str]) -> list[str]:
         + (" hotplug=on" if found["mem_hotplug"] else ""),
         f"  video {found['video_bytes'] // _MIB}Mb 3d acceleration=off",
         f"  memory_quota {found['memquota']}",
+        *(
+            [f"  rate {found['rate']} bound={'yes' if found['rate_bound'] else 'no'}"]
+            if found["rate"]
+            else []
+        ),
         *(f"  {line}" for line in hardware),
     ]

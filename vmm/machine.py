@@ -30,6 +30,7 @@ from runtime.paths import Paths
 from runtime.progress import Progress
 from vmm import (
     acceleration,
+    account,
     blueprint,
     devices,
     networks,
@@ -37,6 +38,7 @@ from vmm import (
     registry,
     snapshots,
     status,
+    undo,
     upkeep,
 )
 from vmm.agent import Agent
@@ -187,10 +189,13 @@ class Machine:
 
     def configure_guest(self, timeout_s: float) -> None:
         """Wait for the agent, then set inside what is stored; raises NotRunning, AgentSilent."""
-        from vmm import guestsettings
+        from vmm import guestsettings, guesttools
 
         self.wait_for_agent(timeout_s)
-        guestsettings.set_all(self.agent(), self.read_domain())
+        domain = self.read_domain()
+        guestsettings.set_all(self.agent(), domain)
+        if guesttools.wants_update(domain):
+            guesttools.update(self)
 
     # the verbs
     def start(self) -> None:
@@ -225,15 +230,18 @@ class Machine:
 
     def _prepare(self) -> libvirt.virDomain:
         """Bring the description in line with this server; raises DevicesFailed."""
-        domain = self.current()
+        domain = self.current().copy()
+        self._check_dependents("start")
         for device in devices.all_of(domain):
             if isinstance(device, devices.Disk) and device.image:
                 _check_image(self.label, device)
         kind = self.hypervisor.acceleration
         acceleration.warn_once(self.paths, self.progress, kind)
-        if domain.root.get("type") in ("kvm", "qemu") and blueprint.set_acceleration(domain, kind):
-            return self.commit(domain)
-        return self.raw()
+        changed = undo.begin(self, domain)
+        if domain.root.get("type") in ("kvm", "qemu"):
+            changed |= blueprint.set_acceleration(domain, kind)
+        account.hand_over(self, domain)
+        return self.commit(domain) if changed else self.raw()
 
     @contextmanager
     def _network(self) -> Iterator[None]:
@@ -254,6 +262,7 @@ class Machine:
         if found is State.SUSPENDED and fast:
             self._forget_suspended()
             self.progress.say("The suspended state has been dropped.")
+            undo.ended(self)
             return
         if not found.active:
             raise NotRunning(f"machine {self.label} is not running (it is {found})")
@@ -270,6 +279,7 @@ class Machine:
             poweroff.press_button(self, raw, timeout_s)
         networks.detach(self.paths, self.record.uuid)
         self.progress.say("The VM has been successfully stopped.")
+        undo.ended(self)
 
     def restart(self, *, fast: bool = False) -> None:
         """Stop it if it runs, then start it."""
@@ -353,7 +363,7 @@ class Machine:
                 f"machine {self.record.braced} is in the state '{found}' and cannot be deleted",
                 hint=f"pctl stop {self.label}",
             )
-        self._check_dependents()
+        self._check_dependents("delete")
         self._check_unmounted("delete")
         self.progress.say("Deleting the VM...")
         # Begun, it is finished by the next command even if this one is killed.
@@ -362,14 +372,16 @@ class Machine:
         entry.clear()
         self.progress.say("The VM has been successfully deleted.")
 
-    def _check_dependents(self) -> None:
+    def _check_dependents(self, doing: str) -> None:
+        """Refuse what would change disks that others are based on; raises DevicesFailed."""
         from vmm.cloning import dependents
 
         users = dependents(self.paths, self.record)
         if users:
             raise DevicesFailed(
-                f"linked clones share disks of {self.label}: {', '.join(users)}",
-                hint="delete them first",
+                f"cannot {doing} {self.label}: linked clones share disks of {self.label}: "
+                f"{', '.join(users)}",
+                hint="make their disks independent (prl_disk_tool merge --hdd FILE), or delete them",
             )
 
     def _check_unmounted(self, doing: str) -> None:

@@ -117,6 +117,8 @@ def tap(domain: Domain, device: Adapter) -> Tap | None:
         device.mac.lower(),
         "" if network == ROUTED else network,
         tuple(domain.setting(f"{device.name}.ips").split()),
+        rate=domain.setting("rate"),
+        rate_bound=domain.setting("ratebound"),
     )
 
 

@@ -1,6 +1,8 @@
-"""Ports, sound card, USB controller: devices that are neither disks nor adapters."""
+"""Ports, sound card, USB controller, devices of the server: what is that are neither disks nor adapters."""
 
 from __future__ import annotations
+
+import re
 
 from lxml.builder import E
 
@@ -84,3 +86,37 @@ class Usb(Device):
     @name.setter
     def name(self, value: str) -> None:
         """There is one, and libvirt names controllers itself."""
+
+
+class Pci(Device):
+    """A PCI device of the server."""
+
+    kind = "pci"
+    hot = True
+
+    @classmethod
+    def new(cls, address: str) -> Pci:
+        """Return the device at ``DOMAIN:BUS:SLOT.FUNCTION``, taken from its driver at the start."""
+        domain, bus, slot, function = re.split("[:.]", address)
+        place = E.address(
+            domain=f"0x{domain}", bus=f"0x{bus}", slot=f"0x{slot}", function=f"0x{function}"
+        )
+        return cls(E.hostdev(E.source(place), mode="subsystem", type="pci", managed="yes"))
+
+    @property
+    def address(self) -> str:
+        """Where it is on the server."""
+        place = self.element.find("source/address")
+        if place is None:
+            return ""
+        words = {key: str(value).removeprefix("0x") for key, value in place.attrib.items()}
+        return (
+            f"{words.get('domain', '0'):0>4}:{words.get('bus', '0'):0>2}:"
+            f"{words.get('slot', '0'):0>2}.{words.get('function', '0')}"
+        )
+
+    def details(self) -> str:
+        return f"real='{self.address}'"
+
+    def facts(self) -> dict[str, object]:
+        return {**super().facts(), "address": self.address}

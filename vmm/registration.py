@@ -9,7 +9,7 @@ from runtime.errors import RegisterFailed
 from runtime.paths import Paths
 from runtime.progress import Progress
 from runtime.registry import printable
-from vmm import cloning, creation, devices, registry, snapshots
+from vmm import cloning, creation, devices, registry, snapshots, undo
 from vmm.connection import Hypervisor
 from vmm.domain import Domain, drop
 from vmm.machine import Machine
@@ -83,6 +83,10 @@ def check_reach(domain: Domain, home: Path) -> None:
             raise RegisterFailed(
                 "the description passes options to QEMU itself", hint="--force accepts that"
             )
+        if element.tag == "hostdev":
+            raise RegisterFailed(
+                "the description takes a device of the server", hint="--force accepts that"
+            )
         if element.tag in ("emulator", "script"):
             drop(element.getparent(), element.tag)  # type: ignore[arg-type] # never the root
             continue
@@ -103,9 +107,11 @@ def image_user(paths: Paths, image: Path, *, but: str) -> str | None:
     for record in registry.records(paths):
         if record.uuid == but or not record.config.is_file():
             continue
-        for disk in devices.disks(Domain.load(record.config)):
-            if disk.image and Path(disk.image).resolve() == wanted:
-                return record.name
+        domain = Domain.load(record.config)
+        images = [Path(disk.image) for disk in devices.disks(domain) if disk.image]
+        images += undo.originals(domain, record.home).values()
+        if any(image.resolve() == wanted for image in images):
+            return record.name
     return None
 
 

@@ -35,7 +35,8 @@ def template(change: Change, text: str) -> None:
 
 def rows() -> dict[str, Row]:
     """Return the table by option."""
-    from vmm import display
+    # Modules that only few settings need.
+    from vmm import account, display, firmware, guesttools, traffic, undo
 
     table = (
         Row("cpus", "N", "number of processors", processors.cpus),
@@ -59,8 +60,19 @@ def rows() -> dict[str, Row]:
         Row("autostop", "stop|suspend|shutdown", "when the server stops", startup.autostop),
         Row("on-crash", "pause|restart[:no-report]", "when the guest panics", startup.on_crash),
         Row("template", "yes|no", "make it a template", template),
+        Row("undo-disks", "off|discard|ask", "what a session writes: stays, goes, or is asked for",
+            undo.set_mode),
+        Row("host-admin", "ACCOUNT|none", "account of the server that answers for it",
+            account.host_admin),
+        Row("start-as-user", "administrator|owner|ACCOUNT", "account QEMU runs as",
+            account.start_as_user),
+        Row("tools-autoupdate", "on|off", "update the guest agent after each start --wait",
+            guesttools.autoupdate),
+        Row("rate", "[DEV:]CLASS:KBPS…|none", "share of the links in a traffic class", traffic.rate),
+        Row("ratebound", "yes|no", "the rate is also the most it gets", traffic.rate_bound),
+        Row("select-boot-device", "on|off", "the firmware offers a boot menu", startup.boot_menu),
         Row("device-bootorder", "\"DEV DEV…\"", "order of boot devices", startup.boot_order),
-        Row("efi-boot", "on|off", "UEFI firmware", startup.efi_boot),
+        Row("efi-boot", "on|off", "UEFI firmware", firmware.efi_boot),
         Row("vnc-port", "PORT", "port of the remote display", display.vnc_port),
         Row("vnc-passwd", "PASSWORD", "password of the remote display", display.vnc_password),
         Row("vnc-address", "ADDRESS", "address of the remote display", display.vnc_address),

@@ -24,7 +24,7 @@ from runtime.errors import (
     SnapshotSwitchFailed,
 )
 from runtime.registry import new_uuid, printable
-from vmm import devices, networks, registry
+from vmm import devices, firmware, networks, registry, undo
 from vmm.domain import parse, text
 from vmm.faults import NO_DOMAIN_SNAPSHOT, translate, translated
 from vmm.status import State
@@ -242,7 +242,18 @@ def _ready(machine: Machine) -> libvirt.virDomain:
         raise SnapshotFailed(
             f"machine {machine.label} is suspended", hint=f"pctl resume {machine.label}"
         )
-    for disk in devices.disks(machine.current()):
+    domain = machine.current()
+    if undo.mode(domain) != "off":
+        raise SnapshotFailed(
+            f"machine {machine.label} has undo disks, which exclude snapshots",
+            hint=f"pctl set {machine.label} --undo-disks off",
+        )
+    if firmware.is_efi(domain):
+        raise SnapshotFailed(
+            f"machine {machine.label} has UEFI firmware, whose variables no snapshot can hold",
+            hint="pctl suspend keeps its memory; pctl clone keeps its disks",
+        )
+    for disk in devices.disks(domain):
         if disk.format != "qcow2":
             raise SnapshotFailed(
                 f"{disk.name} of {machine.label} is a plain disk, which cannot hold snapshots",

@@ -11,6 +11,9 @@ from vmm.change import Change
 from vmm.domain import child, drop
 from vmm.words import choice, whole
 
+#: How long the firmware waits for somebody to open its menu.
+_MENU_MS = 10_000
+
 
 def onboot(change: Change, text: str) -> None:
     """Set whether it starts with the server; raises InvalidValue."""
@@ -67,13 +70,13 @@ def boot_order(change: Change, text: str) -> None:
     change.say(f"Set the boot order to {' '.join(names)}")
 
 
-def efi_boot(change: Change, text: str) -> None:
-    """Boot by UEFI firmware instead of a BIOS; libvirt refuses where there is none."""
+def boot_menu(change: Change, text: str) -> None:
+    """Let people at the display choose the boot device: the firmware waits for them."""
+    on = units.yes_no(text)
     system = child(change.domain.root, "os")
-    if units.yes_no(text):
-        system.set("firmware", "efi")
-    else:
-        system.attrib.pop("firmware", "")
-        drop(system, "loader")
-        drop(system, "nvram")
-    change.later("--efi-boot")
+    drop(system, "bootmenu")
+    if on:
+        menu = E.bootmenu(enable="yes", timeout=str(_MENU_MS))
+        system.append(menu)
+    change.say(f"Set the select-boot-device parameter to {'on' if on else 'off'}")
+    change.later("--select-boot-device")

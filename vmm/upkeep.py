@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from runtime import files, journal
 from runtime.errors import ConfigMissing, SystemFailure
+from runtime.net import slots
 from runtime.paths import Paths
-from vmm import networks, registry
+from vmm import networks, registry, undo
 from vmm.connection import Hypervisor
 from vmm.faults import INVALID_ARGUMENT, translated
 from vmm.registry import MachineRecord
@@ -52,6 +53,7 @@ def _settle(machine: Machine) -> None:
     if raw is None or not raw.isActive():
         # It may have ended by itself, with nobody there to take its adapters down.
         networks.detach(machine.paths, machine.record.uuid)
+        undo.ended(machine)
         return
     busy = {
         (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SAVE),
@@ -75,7 +77,8 @@ def undefine(raw: libvirt.virDomain) -> None:
     flags = (
         libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     )
-    more = libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    # The firmware's variables are in the bundle: only with it they go.
+    more = libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
     with translated("undefining a machine", instead=SystemFailure):
         try:
             raw.undefineFlags(flags | more)
@@ -92,6 +95,7 @@ def finish_delete(paths: Paths, record: MachineRecord, hypervisor: Hypervisor) -
     if raw is not None:
         undefine(raw)
     networks.detach(paths, record.uuid)
+    slots.release(paths, record.uuid)
     files.remove_tree(record.home)
     if record.home.parent.is_dir():
         files.sweep_temporaries(record.home.parent)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime import files
-from runtime.net import guard, names, rates, slots
+from runtime.errors import VzError
+from runtime.net import guard, names, rates, shaping, slots
 from runtime.net.addresses import Ip, parse
 from runtime.net.links import IFF_UP, Links, set_sysctl
 from runtime.net.shaping_rules import Shaped
@@ -37,6 +39,9 @@ class Tap:
     addresses: tuple[str, ...] = ()
     mac_filter: bool = True
     ip_filter: bool = False
+    #: RATE and RATEBOUND of the machine; empty: those of the server hold.
+    rate: str = ""
+    rate_bound: str = ""
 
     @property
     def ips(self) -> tuple[Ip, ...]:
@@ -54,12 +59,14 @@ class Tap:
     def shaped(
         self, paths: Paths, config: Mapping[str, str], plans: tuple[rates.Plan, ...]
     ) -> Shaped:
-        """Return what traffic shaping needs to know of it."""
+        """Return what traffic shaping needs to know of it; raises RateUnset, ShapingFailed."""
+        own = {"RATE": self.rate or config.get("RATE", ""),
+               "RATEBOUND": self.rate_bound or config.get("RATEBOUND", "no")}  # fmt: skip
         return Shaped(
             slots.get(paths, self.machine),
             (self.ifname,),
             tuple(str(ip.address) for ip in self.ips),
-            {plan.device: rates.shares(config, plan) for plan in plans},
+            {plan.device: rates.shares(own, plan) for plan in plans},
             (self.mac,),
         )
 
@@ -123,6 +130,9 @@ def attach(server: Server, tap: Tap) -> None:
         else:
             _route(server, index, tap, alias)
         server.host.flags(index, IFF_UP)
+        if server.shapes:
+            # Classes are few and replaced in place: the whole is the simplest that is right.
+            server.shape()
 
 
 def _route(server: Server, index: int, tap: Tap, alias: str) -> None:
@@ -149,6 +159,10 @@ def detach(server: Server, ifname: str) -> None:
         if ("bridge", names.TABLE_GUARD) in server.nft.tables():
             server.nft.run(guard.remove_port_script(ifname))
         _save(server.paths, [tap for tap in load(server.paths) if tap.ifname != ifname])
+        if server.shapes and shaping.is_on(server.nft):
+            # A vz.conf that cannot be followed must not keep a machine from stopping.
+            with suppress(VzError):
+                server.shape()
         from runtime.net import routed
 
         routed.sweep(server.host, server.uplinks)
