@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from runtime import nursery, unixsocket
+from runtime import nursery, state, unixsocket
 from runtime.net import keeper
 from runtime.paths import Paths
 from tools.client import MAGIC, connect
@@ -85,9 +85,10 @@ def fingerprint() -> tuple[int, int]:
 
 
 def serve(paths: Paths, *, idle_s: float = IDLE_S) -> int:
-    """Serve commands for the system at ``paths`` until idle for ``idle_s``; return 0.
+    """Serve commands for the system at ``paths``; return 0 when idle for ``idle_s``.
 
-    Returns 0 at once when another service has the socket.
+    It is not idle as long as a container runs. Returns 0 at once when another service has the
+    socket.
     """
     path = paths.socket("service")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +142,9 @@ def _accept_loop(
             # Removed or replaced (a test's root is gone): nobody can reach us any more.
             if not path.exists() or path.stat().st_ino != inode:
                 return
+            # The nursery shares its memory with every supervisor, those to come too.
+            if state.present(paths):
+                quiet_since = time.monotonic()
             continue
         quiet_since = time.monotonic()
         with connection:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runtime import files, state, suspension
+from runtime import files, nursery, state, suspension
 from runtime.errors import InvalidValue, SystemFailure, VzError
 from tools import environments, lifecycle
 from tools._command import JSON, Context, Program, Verb, option
@@ -113,6 +113,8 @@ def start(context: Context, args: argparse.Namespace) -> int:
     if (context.server().get("VIRTUOZZO") or "yes") == "no":
         print("VIRTUOZZO is 'no': nothing is started")
         return 0
+    # All supervisors from one process: what they do not write to is in memory once.
+    nursery.begin()
     _restore_host(context)
     rows = boot_order(
         [
