@@ -139,7 +139,7 @@ def _account(name: str) -> pwd.struct_passwd:
         return pwd.getpwnam(name)
     except KeyError:
         raise InvalidValue(
-            f"this server has no account {printable(name)!r}", hint="getent passwd lists them"
+            f"this server has no account {printable(name)}", hint="getent passwd lists them"
         ) from None
 
 
