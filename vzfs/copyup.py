@@ -29,8 +29,9 @@ from vzfs import layers
 from vzfs.datacopy import copy_data, settle
 from vzfs.inodes import Directory, File, Node
 from vzfs.layers import proc_fd, proc_path
+from vzfs.lookup import Lookup
 from vzfs.magic import LAYER, target_of
-from vzfs.overlay import Job, Later, Overlay, failure, index_name
+from vzfs.overlay import Job, Later, failure, index_name
 
 _FRESH = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 #: Files of at most this many bytes are copied at once.
@@ -40,7 +41,7 @@ _PATIENCE_S = 0.005
 CAPABILITY = "security.capability"
 
 
-class CopyUp(Overlay):
+class CopyUp(Lookup):
     """Operations that make things private."""
 
     _serial = 0

@@ -9,6 +9,7 @@ from vzfs.recovery import Recovering
 class Operations(Recovering, Accounted):
     """What a transport serves.
 
-    The topics build on one another: overlay (finding), copyup (making private), naming, renaming,
-    listing, attributes, files; accounted and recovering beside each other.
+    The topics build on one another: overlay (state), lookup (finding), copyup (making private),
+    naming, removing, renaming, listing, attributes, files; accounted and recovering beside each
+    other.
     """

@@ -21,13 +21,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from vzfs.quotadump import Dump, Parts
+from vzfs.quotaedit import Edit, settled
 from vzfs.quotaerror import (
     EXIT_CROSSES,
     EXIT_FILE,
-    EXIT_LOCK,
     EXIT_NO_FILE,
     EXIT_NO_MOUNT,
     EXIT_NOT_RUNNING,
@@ -117,44 +116,6 @@ class Changes:
 
 def _silent(_: str) -> None:
     """Drop a warning."""
-
-
-class _Edit:
-    """An open file under its edit lock, errors turned into QuotaError."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = open_file(path)
-        self._held = self.file.edit()
-
-    def __enter__(self) -> QuotaFile:
-        try:
-            self._held.__enter__()
-        except TimeoutError as error:
-            self.file.close()
-            raise QuotaError(
-                EXIT_LOCK,
-                "cannot get the lock of this quota file",
-                "another quota command is at work on it",
-            ) from error
-        file = self.file
-        if not file.served and file.dirty:
-            # Said in so many words, or the next checksum would hide it.
-            file.set_flags(on=F_DIRTY)
-        return file
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self._held.__exit__(kind, error, trace)
-        finally:
-            self.file.close()
-
-
-def _settled(file: QuotaFile) -> None:
-    """Make a change durable: sealed when the quota is off, written back when it is on."""
-    if file.flags & (F_ON | F_ATTACHED):
-        file.sync()
-    else:
-        file.seal()
 
 
 def _count(file: QuotaFile) -> None:
@@ -281,7 +242,7 @@ def turn_on(
 
     Raises QuotaError: 5 when it runs already.
     """
-    with _Edit(path) as file:
+    with Edit(path) as file:
         if file.running:
             raise QuotaError(EXIT_RUNNING, f"Quota is running already: {path}")
         served = file.served
@@ -328,7 +289,7 @@ def turn_off(path: Path, *, force: bool = False, warn: Warn = _silent) -> None:
     that ``turn_on`` needs no scan. ``force`` ignores a file that cannot be read.
     """
     try:
-        edit = _Edit(path)
+        edit = Edit(path)
     except QuotaError as error:
         if not force or error.code == EXIT_NO_FILE:
             raise
@@ -348,7 +309,7 @@ def turn_off(path: Path, *, force: bool = False, warn: Warn = _silent) -> None:
             file.set_flags(off=F_ATTACHED)
         file.set_flags(off=F_ON)
         file.announce()
-        _settled(file)
+        settled(file)
 
 
 def set_limits(
@@ -366,7 +327,7 @@ def set_limits(
     """
     if not changes and area is None and not force:
         raise QuotaError(EXIT_USAGE, "setlimit needs at least one limit or flag")
-    with _Edit(path) as file:
+    with Edit(path) as file:
         file.write_limits(changes.apply(file.limits()))
         if area is not None and str(area) != file.area:
             _refuse_served(file)
@@ -374,7 +335,7 @@ def set_limits(
         if force:
             file.set_flags(on=F_DIRTY)
         _usage_warnings(file, warn)
-        _settled(file)
+        settled(file)
 
 
 def _require_ugid(file: QuotaFile) -> None:
@@ -400,7 +361,7 @@ def set_owner_limits(path: Path, record: Record) -> None:
     ):
         if hard and soft > hard:
             raise QuotaError(EXIT_USAGE, f"{what}_hard_limit [{hard}] < {what}_soft_limit [{soft}]")
-    with _Edit(path) as file:
+    with Edit(path) as file:
         _require_ugid(file)
         file.write_record_limits(record)
         file.announce()
@@ -409,7 +370,7 @@ def set_owner_limits(path: Path, record: Record) -> None:
 
 def set_owner_grace(path: Path, kind: int, block_expire: int, inode_expire: int) -> None:
     """Set the grace periods of all users (0) or groups (1), in seconds; raises QuotaError (6)."""
-    with _Edit(path) as file:
+    with Edit(path) as file:
         _require_ugid(file)
         limits = file.limits()
         _grace(limits, kind, block_expire, inode_expire)
@@ -426,7 +387,7 @@ def _grace(limits: Limits, kind: int, block_expire: int, inode_expire: int) -> N
 
 def reload_owners(path: Path) -> None:
     """Make a server read the limits of users and groups again; nothing to do when none runs."""
-    with _Edit(path) as file:
+    with Edit(path) as file:
         if file.running and file.flags & F_UGID:
             file.announce()
             file.sync()
@@ -434,7 +395,7 @@ def reload_owners(path: Path) -> None:
 
 def load(path: Path, dump: Dump, parts: Parts) -> None:
     """Put what was dumped into the file; raises QuotaError (5 unless the quota is off)."""
-    with _Edit(path) as file:
+    with Edit(path) as file:
         if file.running or file.served:
             raise QuotaError(EXIT_RUNNING, "Quota is running, stop it first", "vzquota off")
         limits = file.limits()
@@ -455,7 +416,7 @@ def load(path: Path, dump: Dump, parts: Parts) -> None:
                 record.usage.inode_time = given.usage.inode_time
             file.write_record(record)
         file.write_limits(limits)
-        _settled(file)
+        settled(file)
 
 
 # what the settings of a container need

@@ -31,8 +31,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from vzfs import syscalls
-from vzfs.accounting import Accounting, Charge
+from vzfs.accounting import Accounting
 from vzfs.accounts import Account
+from vzfs.charges import Charge
 from vzfs.ledger import NEAR_BLOCKS, Ledger
 from vzfs.quotalayout import ENDLESS
 

@@ -13,11 +13,11 @@ import os
 from vzfs import layers, syscalls
 from vzfs.inodes import Directory, File, Node
 from vzfs.layers import proc_fd, proc_path
-from vzfs.naming import Naming
 from vzfs.overlay import failure
+from vzfs.removing import Removing
 
 
-class Renaming(Naming):
+class Renaming(Removing):
     """The operation which moves names."""
 
     def rename(self, parent: Directory, name: bytes, to: Directory, new: bytes, flags: int) -> None:

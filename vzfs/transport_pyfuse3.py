@@ -28,28 +28,13 @@ from vzfs.inodes import Directory, File, Node
 from vzfs.listing import DOT, DOTDOT
 from vzfs.naming import Caller
 from vzfs.overlay import Job, Later
-from vzfs.protocol import OUT_HEADER, OUT_SIZE, Op
+from vzfs.portableinit import answer_init, own_init
+from vzfs.protocol import OUT_HEADER, OUT_SIZE
 
 if TYPE_CHECKING:
     from vzfs.operations import Operations
 
 _Result = TypeVar("_Result")
-_FLAGS = (
-    protocol.ASYNC_READ
-    | protocol.ATOMIC_O_TRUNC
-    | protocol.BIG_WRITES
-    | protocol.DONT_MASK
-    | protocol.DO_READDIRPLUS
-    | protocol.PARALLEL_DIROPS
-    | protocol.POSIX_ACL
-    | protocol.MAX_PAGES
-    | protocol.CACHE_SYMLINKS
-    | protocol.EXPLICIT_INVAL_DATA
-    | protocol.ALLOW_IDMAP
-)
-#: The newest protocol libfuse 3.14 was written for.
-_MINOR = 36
-_MAX_WRITE = 1 << 20
 #: Marks a handle of an open for writing: node ids are below it.
 _WRITES = 1 << 63
 
@@ -58,7 +43,7 @@ def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None])
     """Serve a /dev/fuse descriptor until it is unmounted; ``flags`` are 0 on a fresh mount."""
     if not flags:
         try:
-            flags = _answer_init(fd)
+            flags = answer_init(fd)
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                 return  # unmounted before anybody used it
@@ -67,7 +52,7 @@ def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None])
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     placeholder = theirs.detach()  # libfuse closes it in the end
     with ours:
-        ours.send(_own_init(flags & 0xFFFFFFFF & ~protocol.INIT_EXT))
+        ours.send(own_init(flags & 0xFFFFFFFF & ~protocol.INIT_EXT))
         handlers = Handlers(core, fd, placeholder)
         pyfuse3.init(handlers, f"/dev/fd/{placeholder}", {"default_permissions"})
         if core.resumed:
@@ -88,41 +73,6 @@ def leaves(group: BaseExceptionGroup[OSError]) -> list[OSError]:
     for one in group.exceptions:
         found += leaves(one) if isinstance(one, BaseExceptionGroup) else [one]
     return found
-
-
-def _answer_init(fd: int) -> int:
-    """Agree with the kernel; returns the flags."""
-    request = os.read(fd, protocol.IN_SIZE + _MAX_WRITE)
-    _, op, unique, _ = protocol.IN_START.unpack_from(request)
-    if op != Op.INIT:
-        raise OSError(errno.EPROTO, "the first request is not INIT")
-    _, minor, readahead, low, high = protocol.INIT_IN.unpack_from(request, protocol.IN_SIZE)
-    offered = low | (high << 32 if low & protocol.INIT_EXT else 0)
-    flags: int = offered & (_FLAGS | protocol.INIT_EXT)
-    out = protocol.INIT_OUT.pack(
-        protocol.MAJOR,
-        min(minor, _MINOR),
-        readahead,
-        flags & 0xFFFFFFFF,
-        64,
-        48,
-        _MAX_WRITE,
-        1,
-        _MAX_WRITE // 4096,
-        0,
-        flags >> 32,
-        0,
-        0,
-    )
-    os.write(fd, OUT_HEADER.pack(OUT_SIZE + len(out), 0, unique) + out)
-    return flags
-
-
-def _own_init(flags: int) -> bytes:
-    """Return the INIT request libfuse is shown."""
-    body = protocol.INIT_IN.pack(protocol.MAJOR, _MINOR, 128 << 10, flags, 0) + bytes(44)
-    head = protocol.IN_HEADER.pack(protocol.IN_SIZE + len(body), Op.INIT, 1, 0, 0, 0, 0, 0)
-    return head + body
 
 
 def _fail(error: OSError) -> NoReturn:
