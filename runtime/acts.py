@@ -386,6 +386,11 @@ class _Actor:
         assert kept.server is not None
         resources.share_server(kept.paths.tag, kept.ctid, kept.server.pid)
         chosen = launch.choose_init(wanted)
+        if chosen.legacy_cgroups and not self.cgroup.has_legacy:
+            self._warn(
+                "its systemd is older than cgroup v2 and this server has no hierarchy for it:"
+                " mount -t cgroup -o none,name=systemd systemd /sys/fs/cgroup/systemd"
+            )
         level = self._filter_packets(child.pid)
         shown = kept.view_fd >= 0
         files = procview.bindings(kept.paths, kept.ctid).values() if shown else ()

@@ -55,7 +55,7 @@ def first_process(
             namespaces.become_root()
             stage = "mounting its tree"
             syscalls.move_mount(root, target)
-        consoles = rootfs.build(root, plan.view, binds, nodes)
+        consoles = rootfs.build(root, plan.view, binds, nodes, legacy_cgroups=chosen.legacy_cgroups)
         procview.attach(root, dict(zip(procview.TARGETS.values(), files, strict=False)))
         mounts.pivot(root)
         stage = "configuring its namespaces"

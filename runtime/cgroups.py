@@ -149,6 +149,11 @@ class Cgroup:
         """Whether any directory of it is there."""
         return any(os.path.isdir(place) for place in self._places())
 
+    @property
+    def has_legacy(self) -> bool:
+        """Whether there is the v1 hierarchy that systemd keeps its services in."""
+        return "name=systemd" in self._hosts.v1
+
     def _places(self) -> list[str]:
         places = list(self._hosts.directories(self._name))
         if self._v2 is not None:
@@ -165,7 +170,7 @@ class Cgroup:
                 self._make_v1(place)
             if self._v2 is not None:
                 self._make_v2(owner)
-            if owner is not None and "name=systemd" in self._hosts.v1:
+            if owner is not None and self.has_legacy:
                 place = f"{self._hosts.v1['name=systemd']}/{self._name}"
                 _give(place, owner, ("cgroup.procs", "tasks"))
         except OSError as error:

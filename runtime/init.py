@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn
@@ -43,6 +44,8 @@ class Init:
     kind: Kind
     #: What is executed; for OWN the command it runs, empty to idle.
     argv: tuple[str, ...] = ()
+    #: It knows only the v1 hierarchy named systemd.
+    legacy_cgroups: bool = False
 
     @property
     def halt_signal(self) -> int:
@@ -84,7 +87,7 @@ def detect(root_fd: int) -> Init:
         with mounts.closing(fd):
             name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
         if name == "systemd":
-            return Init(Kind.SYSTEMD, (place,))
+            return Init(Kind.SYSTEMD, (place,), _before_v2(root_fd))
         if name.startswith("busybox"):
             return Init(Kind.BUSYBOX, (place,))
         if name == "openrc-init":
@@ -95,6 +98,22 @@ def detect(root_fd: int) -> Init:
             return Init(Kind.OTHER, (place,))
         return Init(Kind.SYSVINIT, (place,))
     return Init(Kind.OWN)
+
+
+def _before_v2(root_fd: int) -> bool:
+    """Whether the systemd of a tree is older than its library's present name (231, July 2016).
+
+    Version 230 is the first that runs on cgroup v2; systemd-nspawn(1) tells it in the same way.
+    """
+    for place in ("usr/lib/systemd", "lib/systemd", "usr/lib64/systemd"):
+        with suppress(OSError):
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            with mounts.closing(
+                syscalls.openat2(root_fd, place, flags, syscalls.RESOLVE_IN_ROOT)
+            ) as folder:
+                if any(name.startswith("libsystemd-shared-") for name in os.listdir(folder)):
+                    return False
+    return True
 
 
 _HANDLED = frozenset(

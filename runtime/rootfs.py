@@ -64,8 +64,6 @@ class View:
     binds: Sequence[Bind]
     #: Names below /dev of nodes whose detached mounts travel separately.
     own_nodes: Sequence[str] = ()
-    #: Also mount the v1 hierarchy of systemd, for distributions that do not know v2 alone.
-    hybrid_cgroups: bool = False
     #: Number of consoles: 1 is /dev/console and tty1, 2 is tty2.
     consoles: int = 2
     #: Largest number of pseudo-terminals (NUMPTY).
@@ -83,17 +81,23 @@ class Console:
 
 
 def build(
-    root_fd: int, view: View, bind_fds: Sequence[int], node_fds: Sequence[int] = ()
+    root_fd: int,
+    view: View,
+    bind_fds: Sequence[int],
+    node_fds: Sequence[int] = (),
+    *,
+    legacy_cgroups: bool = False,
 ) -> list[Console]:
     """Mount what ``view`` says below ``root_fd`` (attached already); return the consoles.
 
+    ``legacy_cgroups``: also mount the v1 hierarchy of systemd, for those that know no other.
     Call it as root of the container's user namespace, in its namespaces, before ``mounts.pivot``.
     Raises OSError.
     """
     proc = mounts.new("proc", {}, NOSUID_NODEV_NOEXEC)
     mounts.attach(proc, root_fd, "proc")
     mounts.attach(mounts.new("sysfs", {}, NOSUID_NODEV_NOEXEC | READ_ONLY), root_fd, "sys")
-    _cgroups(root_fd, view)
+    _cgroups(root_fd, legacy=legacy_cgroups)
     consoles = _devices(root_fd, view)
     for name, fd in zip(view.own_nodes, node_fds, strict=True):
         mounts.attach(fd, root_fd, f"dev/{name}", directory=False)
@@ -106,8 +110,8 @@ def build(
     return consoles
 
 
-def _cgroups(root_fd: int, view: View) -> None:
-    if not view.hybrid_cgroups:
+def _cgroups(root_fd: int, *, legacy: bool) -> None:
+    if not legacy:
         # Without v2 on the host there is nothing to show; an init that needs it says so.
         with suppress(OSError):
             group = mounts.new("cgroup2", {"nsdelegate": None}, NOSUID_NODEV_NOEXEC)

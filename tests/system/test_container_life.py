@@ -234,3 +234,28 @@ def test_what_is_run_inside_has_the_rights_the_container_was_started_with(system
     system.ok("vzctl", "restart", CT)
     assert int(system.ok("vzctl", "exec", CT, show), 16) == int(started[0], 16) & ~(1 << 13)
     system.ok("vzctl", "stop", CT, "--fast")
+
+
+def test_an_old_systemd_finds_the_hierarchy_it_knows(made: System) -> None:
+    tree = made.paths.private(CT) / "root"
+    (tree / "lib/systemd").mkdir(parents=True)
+    (tree / "sbin").mkdir(exist_ok=True)
+    # What counts is what the init is called and that it has no library of a newer one.
+    script = tree / "lib/systemd/systemd"
+    script.write_text(
+        "#!/bin/sh\nmount >/seen\nmkdir /sys/fs/cgroup/systemd/init.scope\nsleep 1000\n"
+    )
+    script.chmod(0o755)
+    (tree / "sbin/init").unlink(missing_ok=True)
+    (tree / "sbin/init").symlink_to("/lib/systemd/systemd")
+    told = made.run("vzctl", "start", CT)
+    if not Cgroup(made.paths.tag, CT).has_legacy:
+        assert "older than cgroup v2" in told.stderr
+        made.ok("vzctl", "stop", CT, "--fast")
+        return
+    seen = made.ok(
+        "vzctl", "exec", CT, "sleep 0.5; cat /seen; ls -d /sys/fs/cgroup/systemd/init.scope"
+    )
+    assert "on /sys/fs/cgroup/systemd type cgroup" in seen
+    assert "init.scope" in seen
+    made.ok("vzctl", "stop", CT, "--fast")

@@ -188,3 +188,21 @@ def test_the_environment_of_init_takes_the_configured_variables(tmp_path: Path) 
 def test_an_order_is_the_same_after_its_way_to_the_supervisor(root: str) -> None:
     order = Order(Paths(Path(root)), 4711, run=True, follow=False, logging=True)
     assert Order.unpack(order.pack()) == order
+
+
+@pytest.mark.parametrize(
+    ("library", "legacy"),
+    [("", True), ("libsystemd-shared.so", True), ("libsystemd-shared-252.so", False)],
+)
+def test_a_systemd_without_cgroup_v2_is_known_by_its_library(
+    tmp_path: Path, library: str, legacy: bool
+) -> None:
+    folder = tmp_path / "usr/lib/systemd"
+    folder.mkdir(parents=True)
+    (folder / "systemd").touch()
+    (tmp_path / "lib").symlink_to("usr/lib")
+    if library:
+        (folder / library).touch()
+    with mounts.closing(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)) as root:
+        found = init.detect(root)
+    assert (found.kind, found.legacy_cgroups) == (init.Kind.SYSTEMD, legacy)
