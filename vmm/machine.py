@@ -217,16 +217,22 @@ class Machine:
         if found is State.SUSPENDED:
             self.resume()
             return
-        from vmm import usb
-
         self._check_unmounted("start")
         self.progress.say("Starting the VM...")
         raw = self._prepare()
         with self._network():
             with translated(f"cannot start machine {self.label}"):
                 raw.createWithFlags(0)
-        usb.plug_in(self)
+        self._connect_usb()
         self.progress.say("The VM has been successfully started.")
+
+    def _connect_usb(self) -> None:
+        """Give it the USB devices that are its own, now and as they appear."""
+        from vmm import usb
+
+        if usb.assigned(self.read_domain()):
+            usb.plug_in(self)
+            usb.watch(self.paths)
 
     def _prepare(self) -> libvirt.virDomain:
         """Bring the description in line with this server; raises DevicesFailed."""
@@ -327,6 +333,7 @@ class Machine:
         elif found is State.SUSPENDED:
             self.progress.say("Resuming the VM...")
             self._restore()
+            self._connect_usb()
         else:
             raise NotRunning(
                 f"machine {self.label} is neither paused nor suspended (it is {found})"

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from runtime.errors import VethFailed
 from runtime.net import guard, names
-from runtime.net.links import IFF_UP, Links, entered
+from runtime.net.links import IFF_UP, Links, entered, open_namespace, set_sysctl
 from runtime.net.model import ContainerNet
 from runtime.net.netif import Adapter
 from runtime.net.nft import Nft
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """An adapter and the bridge it joins (0: none)."""
-
-    adapter: Adapter
-    bridge: int
 
 
 def port_of(adapter: Adapter) -> guard.Port:
@@ -50,6 +42,7 @@ def apply(
     ``before`` are those it had, whose host names may not follow from its id. Raises VethFailed,
     SystemFailure.
     """
+    before = tuple(before)
     wanted = {adapter.host_ifname for adapter in net.adapters}
     gone = {adapter.host_ifname for adapter in before} - wanted
     gone |= {
@@ -65,6 +58,7 @@ def apply(
                 hint="psrvctl net list shows them",
             )
         _adapter(host, nft, netns_fd, net, adapter, bridges.get(adapter.network, 0))
+    _take_from_dhcp(netns_fd, net, before)
 
 
 def _adapter(
@@ -91,6 +85,20 @@ def _adapter(
     configure_guest(netns_fd, adapter)
 
 
+def _take_from_dhcp(netns_fd: int, net: ContainerNet, before: Iterable[Adapter]) -> None:
+    """Remove what the server had set on adapters that now get their addresses by DHCP."""
+    known = {adapter.ifname: adapter for adapter in before}
+    for adapter in net.adapters:
+        old = known.get(adapter.ifname)
+        if old is None or old.dhcp or old.dhcp6 or not (adapter.dhcp or adapter.dhcp6):
+            continue
+        with entered(netns_fd), Links() as guest:
+            index = guest.need(adapter.ifname)
+            for ip in old.ips:
+                if ip not in adapter.ips:
+                    guest.delete_address(index, str(ip.address), ip.prefix)
+
+
 def configure_guest(netns_fd: int, adapter: Adapter) -> None:
     """Bring an adapter up inside, with its addresses and gateways unless told not to."""
     with entered(netns_fd), Links() as guest:
@@ -98,6 +106,9 @@ def configure_guest(netns_fd: int, adapter: Adapter) -> None:
         guest.flags(index, IFF_UP)
         if adapter.configure == "none":
             return
+        if any(ip.version == 6 for ip in adapter.ips):
+            # A guest's tool may have left it off.
+            set_sysctl(f"ipv6/conf/{adapter.ifname}/disable_ipv6", "0", missing_ok=True)
         if not (adapter.dhcp or adapter.dhcp6):
             wanted = {(str(ip.address), ip.prefix) for ip in adapter.ips}
             for address, prefix in guest.addresses(index) - wanted:
@@ -114,6 +125,16 @@ def configure_guest(netns_fd: int, adapter: Adapter) -> None:
                 # RTNH_F_ONLINK: the gateway is reached though no network of ours holds it.
                 more = {"flags": 4} if on_link else {}
                 guest.set_route("default", index, family=family, gateway=gateway, **more)
+
+
+def configure_guests(pid: int, adapters: Iterable[Adapter]) -> None:
+    """Do that for some adapters of the container whose init is ``pid``; raises SystemFailure."""
+    for adapter in adapters:
+        netns_fd = open_namespace(pid)
+        try:
+            configure_guest(netns_fd, adapter)
+        finally:
+            os.close(netns_fd)
 
 
 def remove(host: Links, nft: Nft, ifnames: Iterable[str]) -> None:

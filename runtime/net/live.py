@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runtime.net import attach, guestcfg
+from runtime.net import attach, bridged, guestcfg
+from runtime.net.model import ContainerNet
 from runtime.net.server import Server
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ def apply_network(ct: Container, before: Config, after: Config) -> None:
         return
     attach.apply_live(ct.paths, ct.ctid, before, after, ct.init_pid)
     guestcfg.network(ct, before, after)
+    old, new = ContainerNet.of(ct.ctid, before), ContainerNet.of(ct.ctid, after)
+    by_dhcp = {adapter.ifname for adapter in old.adapters if adapter.dhcp or adapter.dhcp6}
+    bridged.configure_guests(
+        # Whoever had an address for it may have cleared it when told to let it go.
+        ct.init_pid,
+        [adapter for adapter in new.adapters if adapter.ifname in by_dhcp],
+    )
 
 
 def apply_dns(ct: Container, before: Config, after: Config) -> None:
