@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn
@@ -105,15 +104,29 @@ def _before_v2(root_fd: int) -> bool:
 
     Version 230 is the first that runs on cgroup v2; systemd-nspawn(1) tells it in the same way.
     """
-    for place in ("usr/lib/systemd", "lib/systemd", "usr/lib64/systemd"):
-        with suppress(OSError):
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            with mounts.closing(
-                syscalls.openat2(root_fd, place, flags, syscalls.RESOLVE_IN_ROOT)
-            ) as folder:
-                if any(name.startswith("libsystemd-shared-") for name in os.listdir(folder)):
-                    return False
-    return True
+    libraries = ("usr/lib", "lib", "usr/lib64")
+    # Debian's multiarch: usr/lib/x86_64-linux-gnu.
+    triples = [
+        f"{library}/{name}"
+        for library in libraries[:2]
+        for name in _names(root_fd, library)
+        if "-linux-" in name
+    ]
+    return not any(
+        name.startswith("libsystemd-shared-")
+        for place in (*libraries, *triples)
+        for name in _names(root_fd, f"{place}/systemd")
+    )
+
+
+def _names(root_fd: int, place: str) -> list[str]:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        folder = syscalls.openat2(root_fd, place, flags, syscalls.RESOLVE_IN_ROOT)
+    except OSError:
+        return []
+    with mounts.closing(folder):
+        return os.listdir(folder)
 
 
 _HANDLED = frozenset(

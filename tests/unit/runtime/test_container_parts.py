@@ -192,7 +192,12 @@ def test_an_order_is_the_same_after_its_way_to_the_supervisor(root: str) -> None
 
 @pytest.mark.parametrize(
     ("library", "legacy"),
-    [("", True), ("libsystemd-shared.so", True), ("libsystemd-shared-252.so", False)],
+    [
+        ("", True),
+        ("usr/lib/systemd/libsystemd-shared.so", True),
+        ("usr/lib/systemd/libsystemd-shared-252.so", False),
+        ("usr/lib/aarch64-linux-gnu/systemd/libsystemd-shared-252.so", False),
+    ],
 )
 def test_a_systemd_without_cgroup_v2_is_known_by_its_library(
     tmp_path: Path, library: str, legacy: bool
@@ -202,7 +207,8 @@ def test_a_systemd_without_cgroup_v2_is_known_by_its_library(
     (folder / "systemd").touch()
     (tmp_path / "lib").symlink_to("usr/lib")
     if library:
-        (folder / library).touch()
+        (tmp_path / library).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / library).touch()
     with mounts.closing(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)) as root:
         found = init.detect(root)
     assert (found.kind, found.legacy_cgroups) == (init.Kind.SYSTEMD, legacy)
