@@ -245,11 +245,15 @@ class Config(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def with_overrides(self, values: Mapping[str, str]) -> Config:
-        """Return the same configuration with ``values`` deciding."""
+    def with_overrides(self, values: Mapping[str, str | None]) -> Config:
+        """Return the same configuration with ``values`` deciding; None unsets a key."""
         clone = object.__new__(Config)
         clone.ctid = self.ctid
         clone.container = self.container
-        clone._overrides = {**self._overrides, **values}
-        clone._values = {**self._values, **values}
+        known = {key: value for key, value in values.items() if value is not None}
+        clone._overrides = {**self._overrides, **known}
+        clone._values = {**self._values, **known}
+        for key in values.keys() - known.keys():
+            clone._overrides.pop(key, None)
+            clone._values.pop(key, None)
         return clone

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from runtime import features, mounts, syscalls
@@ -33,11 +34,13 @@ _ALWAYS = (
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A character device that appears in the container's /dev at ``name``."""
+    """A device that appears in the container's /dev at ``name``, its root's."""
 
     name: str
     major: int
     minor: int
+    kind: str = "c"
+    mode: int = 0o666
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Access:
     """What a container may do with devices."""
 
     rules: tuple[DeviceRule, ...]
-    #: Nodes of the host's /dev to bind, relative to it.
+    #: Nodes of the host's /dev to bind, relative to it: those everybody may open.
     nodes: tuple[str, ...]
     #: Nodes of the container's own: its root's, whoever may open the host's.
     own: tuple[Node, ...] = ()
@@ -54,32 +57,27 @@ class Access:
 def access(config: Mapping[str, str]) -> Access:
     """Return the access a configuration gives; raises DevicesFailed for a node that is none."""
     rules = list(_ALWAYS)
-    nodes = list(BASIC)
-    own = []
+    own: dict[str, Node] = {}
     for word in config.get("DEVICES", "").split():
         parts = word.split(":")
         if len(parts) != 4 or parts[0] not in ("b", "c"):
             raise DevicesFailed(f"DEVICES: not b|c:MAJOR:MINOR|all:RIGHTS: {word!r}")
         kind, major, minor, rights = parts
-        rules.append(
-            DeviceRule(
-                kind, int(major), int(minor) if minor.isdecimal() else None, _letters(rights)
-            )
-        )
+        number = int(minor) if minor.isdecimal() else None
+        rules.append(DeviceRule(kind, int(major), number, _letters(rights)))
+        node = _numbered(kind, int(major), number) if number is not None else None
+        if node is not None:
+            own[node.name] = node
     for word in config.get("DEVNODES", "").split():
         name, _, rights = word.rpartition(":")
-        name = name.removeprefix("/dev/")
-        rules.append(_of_node(name, _letters(rights)))
-        nodes.append(name)
+        node = _named(name.removeprefix("/dev/"))
+        rules.append(DeviceRule(node.kind, node.major, node.minor, _letters(rights)))
+        own[node.name] = node
     for feature in features.nodes(config):
         rules.append(DeviceRule("c", *feature.number))
-        own.append(Node(feature.node, *feature.number))
-    names = {node.name for node in own}
-    return Access(
-        tuple(dict.fromkeys(rules)),
-        tuple(node for node in dict.fromkeys(nodes) if node not in names),
-        tuple(own),
-    )
+        own[feature.node] = Node(feature.node, *feature.number)
+    basic = tuple(name for name in BASIC if name not in own)
+    return Access(tuple(dict.fromkeys(rules)), basic, tuple(own.values()))
 
 
 def made(node: Node, owner: int) -> int:
@@ -91,24 +89,35 @@ def made(node: Node, owner: int) -> int:
     attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
     with mounts.closing(mounts.new("tmpfs", {"size": "4k", "mode": "0700"}, attributes)) as place:
         device = os.makedev(node.major, node.minor)
-        os.mknod("node", stat.S_IFCHR, device, dir_fd=place)
-        os.chmod("node", 0o666, dir_fd=place)
+        kind = stat.S_IFBLK if node.kind == "b" else stat.S_IFCHR
+        os.mknod("node", kind, device, dir_fd=place)
+        os.chmod("node", node.mode, dir_fd=place)
         os.chown("node", owner, owner, dir_fd=place)
         return mounts.clone("node", dir_fd=place)
 
 
-def _of_node(name: str, rights: str) -> DeviceRule:
+def _named(name: str) -> Node:
+    """Return the node that the server's /dev has at ``name``; raises DevicesFailed."""
     try:
         found = os.stat(f"/dev/{name}")
     except OSError as error:
         raise DevicesFailed(f"DEVNODES: /dev/{name}: {error.strerror}") from error
-    if stat.S_ISBLK(found.st_mode):
-        kind = "b"
-    elif stat.S_ISCHR(found.st_mode):
-        kind = "c"
-    else:
+    if not stat.S_ISBLK(found.st_mode) and not stat.S_ISCHR(found.st_mode):
         raise DevicesFailed(f"DEVNODES: /dev/{name} is no device")
-    return DeviceRule(kind, os.major(found.st_rdev), os.minor(found.st_rdev), rights)
+    kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
+    major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
+    return Node(name, major, minor, kind, stat.S_IMODE(found.st_mode) & 0o666)
+
+
+def _numbered(kind: str, major: int, minor: int) -> Node | None:
+    """Return the server's node of a device, None where the kernel has no name for it (sysfs(5))."""
+    place = f"/sys/dev/{'block' if kind == 'b' else 'char'}/{major}:{minor}/uevent"
+    with suppress(OSError), open(place, encoding="ascii") as file:
+        for line in file:
+            if line.startswith("DEVNAME=") and (name := line[8:].strip()):
+                with suppress(DevicesFailed):
+                    return _named(name)
+    return None
 
 
 def _letters(rights: str) -> str:

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 def apply(ct: Container, before: Config, after: Config) -> None:
     """Let a running container use the devices of ``after``; raises DevicesFailed."""
     old, new = devices.access(before), devices.access(after)
-    added = [node for node in new.nodes if node not in old.nodes]
-    removed = [node for node in old.nodes if node not in new.nodes]
+    added = [node for node in new.own if node not in old.own]
+    removed = [node.name for node in old.own if node not in new.own]
     if added or removed:
+        owner = int(ct.run_state().extra["first_id"])
         with ExitStack() as closing:
             fds = {}
             for node in added:
                 try:
-                    fds[node] = mounts.clone(f"/dev/{node}")
+                    fds[node.name] = devices.made(node, owner)
                 except OSError as error:
-                    raise DevicesFailed(f"/dev/{node}: {error.strerror}") from error
-                closing.callback(os.close, fds[node])
+                    raise DevicesFailed(f"/dev/{node.name}: {error.strerror}") from error
+                closing.callback(os.close, fds[node.name])
             _change_nodes(ct.init_pid, fds, removed)
     if new.rules != old.rules:
         ct.cgroup.set(Limits(devices=new.rules))
@@ -63,11 +64,11 @@ def _change_nodes(pid: int, added: Mapping[str, int], removed: Collection[str]) 
 
 def _change_here(added: Mapping[str, int], removed: Collection[str]) -> None:
     with mounts.closing(os.open("/", os.O_PATH | os.O_DIRECTORY)) as root:
-        for node, fd in added.items():
-            # ``attach`` closes what it is given: the copy of this process.
-            mounts.attach(fd, root, f"dev/{node}", directory=False)
         for node in removed:
             with suppress(OSError):
                 syscalls.umount(f"/dev/{node}", syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
             with suppress(OSError):
                 os.unlink(f"/dev/{node}")
+        for node, fd in added.items():
+            # ``attach`` closes what it is given: the copy of this process.
+            mounts.attach(fd, root, f"dev/{node}", directory=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from runtime import locks, registry
+from runtime import locks, registry, unsaved
 from runtime.config import Config, ConfigFile
 from runtime.errors import (
     ApplyConfigFailed,
@@ -86,34 +86,27 @@ def set_container(context: Context, ct: Container, args: argparse.Namespace) -> 
     with locks.environment(context.paths, ct.ctid, "set"):
         lifecycle.repair(context, ct.ctid)
         ct.reconcile()
-        before = ct.config
         file = ConfigFile.read(ct.record.conf)
-        values: dict[str, str | None] = {}
-        if args.applyconfig:
-            values.update(_sample_values(context, args.applyconfig))
-        values.update(lifecycle.changed_values({**before, **_known(values)}, given))
+        running = ct.status().running
+        kept = unsaved.read(context.paths, ct.ctid) if running else {}
+        before = ct.config.with_overrides(kept)
+        sample = _sample_values(context, args.applyconfig) if args.applyconfig else {}
         rows = [table()[name] for name in given] + [
-            row for row in table().values() if args.applyconfig and row.key in values
+            row for row in table().values() if args.applyconfig and row.key in sample
         ]
+        values = _merged(ct.config, sample, given)
         _check_name(context, ct.ctid, values)
-        stored_keys = {key for row in rows if row.stored for key in row.keys(None)} | (
-            set(values) if args.applyconfig else set()
-        )
+        stored_keys = {key for row in rows if row.stored for key in row.keys(None)} | set(sample)
         for key in stored_keys & values.keys():
             value = values[key]
             if value is None or value == "":
                 file.unset(key)
             else:
                 file.set(key, value)
-        after = context.config(ct.ctid, file)
-        unstored = {
-            key: value
-            for key, value in values.items()
-            if key not in stored_keys and value is not None
-        }
-        after = after.with_overrides(unstored)
-        running = ct.status().running
-        if running or args.save or unstored:
+        # What is in force goes on from what is in force, what is stored from what is stored.
+        wanted = _merged(before, sample, given)
+        after = context.config(ct.ctid, file).with_overrides({**kept, **wanted})
+        if running or args.save or wanted.keys() - stored_keys:
             needs_restart = _apply(ct, rows, before, after, running=running)
         else:
             needs_restart = []
@@ -126,12 +119,33 @@ def set_container(context: Context, ct: Container, args: argparse.Namespace) -> 
                 if running
                 else "The container does not run and --save is not given: nothing was changed"
             )
+        if running:
+            live = {
+                key: wanted[key]
+                for row in rows
+                if row.stored and row.live is not None
+                for key in row.keys(None).keys() & wanted.keys()
+            }
+            stays = {**kept, **live}
+            if args.save:
+                stays = {
+                    key: value
+                    for key, value in stays.items()
+                    if key not in values or value != values[key]
+                }
+            unsaved.write(context.paths, ct.ctid, stays)
         if needs_restart and running:
             _restart(context, ct, args, needs_restart, after)
 
 
-def _known(values: dict[str, str | None]) -> dict[str, str]:
-    return {key: value for key, value in values.items() if value is not None}
+def _merged(
+    config: Config, sample: Mapping[str, str | None], given: Mapping[str, list[str]]
+) -> dict[str, str | None]:
+    """Return key → new text for a sample and the settings given, going on from ``config``."""
+    from tools import lifecycle
+
+    known = {key: value for key, value in sample.items() if value is not None}
+    return {**sample, **lifecycle.changed_values({**config, **known}, given)}
 
 
 def _sample_values(context: Context, sample: str) -> dict[str, str | None]:

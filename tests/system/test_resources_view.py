@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import time
 import urllib.request
 from contextlib import suppress
@@ -168,3 +169,40 @@ def test_a_device_is_given_and_taken_live(system, container):
     assert system.run("vzctl", "exec2", container, "test -e /dev/kmsg").returncode == 1
     system.fails(86, "vzctl", "set", container, "--devnodes", "no-such-node:r", "--save")
     assert "no-such-node" not in system.paths.ct_conf(container).read_text()
+
+
+def test_a_node_is_the_containers_roots_whoever_may_open_the_servers(system, container):
+    facts = os.stat("/dev/fuse")
+    system.ok("vzctl", "set", container, "--devnodes", "fuse:rw")
+    mode = f"{stat.S_IMODE(facts.st_mode) & 0o666:o}"
+    assert inside(system, container, "stat -c '%a %u' /dev/fuse").split() == [mode, "0"]
+    assert inside(system, container, "exec 3<>/dev/fuse && echo open") == "open\n"
+    system.ok("vzctl", "set", container, "--devnodes", "fuse:none")
+    assert system.run("vzctl", "exec2", container, "test -e /dev/fuse").returncode == 1
+    number = f"c:{os.major(facts.st_rdev)}:{os.minor(facts.st_rdev)}"
+    system.ok("vzctl", "set", container, "--devices", f"{number}:r")
+    assert inside(system, container, "exec 3</dev/fuse && echo open") == "open\n"
+    assert system.run("vzctl", "exec2", container, "exec 3<>/dev/fuse").returncode != 0
+    system.ok("vzctl", "set", container, "--devices", f"{number}:none")
+
+
+def test_what_is_in_force_and_what_is_stored_go_on_apart(system, container):
+    conf = system.paths.ct_conf(container)
+    before = conf.read_text()
+    system.ok("vzctl", "set", container, "--devnodes", "fuse:rw")
+    assert conf.read_text() == before
+    system.ok("vzctl", "set", container, "--devnodes", "kmsg:r", "--save")
+    assert 'DEVNODES="kmsg:r"' in conf.read_text()
+    assert inside(system, container, "ls -d /dev/fuse /dev/kmsg").split() == [
+        "/dev/fuse",
+        "/dev/kmsg",
+    ]
+    system.ok("vzctl", "set", container, "--devnodes", "kmsg:none")
+    assert system.run("vzctl", "exec2", container, "test -e /dev/kmsg").returncode == 1
+    assert 'DEVNODES="kmsg:r"' in conf.read_text()
+    system.ok("vzctl", "restart", container)
+    assert system.run("vzctl", "exec2", container, "test -e /dev/fuse").returncode == 1
+    assert inside(system, container, "ls -d /dev/kmsg") == "/dev/kmsg\n"
+    system.ok("vzctl", "set", container, "--devnodes", "kmsg:none", "--save")
+    assert "DEVNODES" not in conf.read_text()
+    assert system.run("vzctl", "exec2", container, "test -e /dev/kmsg").returncode == 1

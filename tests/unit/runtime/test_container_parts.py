@@ -43,7 +43,8 @@ def test_devices_come_from_the_list_and_the_configuration() -> None:
     found = devices.access({"DEVICES": "c:10:200:rw b:8:all:r", "DEVNODES": "null:rw"})
     assert DeviceRule("c", 10, 200, "rwm") in found.rules
     assert DeviceRule("b", 8, None, "rm") in found.rules
-    assert "null" in found.nodes and "kmsg" not in found.nodes
+    assert "zero" in found.nodes and "null" not in found.nodes
+    assert devices.Node("null", 1, 3) in found.own
     with pytest.raises(DevicesFailed):
         devices.access({"DEVNODES": "no-such-node:rw"})
     with pytest.raises(DevicesFailed):
