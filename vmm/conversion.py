@@ -14,7 +14,18 @@ from runtime.errors import BadConfig, ImageConvertFailed, InvalidOption
 from runtime.paths import Paths
 from runtime.progress import Progress
 from runtime.registry import printable
-from vmm import blueprint, creation, devices, images, memory, networks, positions, registry, systems
+from vmm import (
+    blueprint,
+    creation,
+    devices,
+    images,
+    memory,
+    networks,
+    positions,
+    reach,
+    registry,
+    systems,
+)
 from vmm.connection import Hypervisor
 from vmm.domain import Element, parse
 from vmm.machine import Machine
@@ -92,6 +103,7 @@ def _take(image: Path, target: Path, progress: Progress) -> None:
         raise ImageConvertFailed(
             f"{image} is based on another image: {backing}", hint="merge it with its product first"
         )
+    reach.check(image, format, image.parent, ImageConvertFailed)
     images.convert(
         image, target, to="qcow2", source_format=format,
         progress=lambda percent: progress.amount(f"Converting {image.name}", percent, 100),

@@ -23,6 +23,7 @@ from vmm import (
     pci,
     peripherals,
     positions,
+    reach,
     registration,
     snapshots,
     undo,
@@ -122,6 +123,7 @@ def _new_disk(change: Change, wish: Wish) -> Disk:
         check_free(change, path)
         plain = not images.is_qcow2(path)
         images.check(path, "raw" if plain else "qcow2")
+        reach.check(path, "raw" if plain else "qcow2", path.parent, DevicesFailed)
         return Disk.new(path, plain=plain, bus=bus, position=position)
     if path.exists():
         check_free(change, path)
@@ -260,6 +262,7 @@ def _configure_disk(change: Change, disk: Disk, wish: Wish) -> None:
         check_free(change, path)
         disk.format = "qcow2" if images.is_qcow2(path) else "raw"
         images.check(path, disk.format)
+        reach.check(path, disk.format, path.parent, DevicesFailed)
         disk.image = str(path)
         change.later(disk.name)
 

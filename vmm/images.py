@@ -101,19 +101,24 @@ def _preallocate(path: Path, size_bytes: int) -> None:
 
 def info(path: Path, *, format: str | None = None) -> Image:
     """Return what an image is; raises ImageBroken, SystemFailure."""
+    found = facts(path, format)
+    backing = found.get("full-backing-filename") or found.get("backing-filename")
+    return Image(
+        path,
+        found["format"],
+        int(found["virtual-size"]),
+        int(found.get("actual-size", 0)),
+        Path(backing) if backing else None,
+        tuple(snapshot["name"] for snapshot in found.get("snapshots", ())),
+    )
+
+
+def facts(path: Path, format: str | None = None) -> dict[str, Any]:
+    """Return what qemu-img(1) info tells of an image, in its own words; raises ImageBroken."""
     words = ["info", "--output=json", "--force-share"]
     if format is not None:
         words += ["-f", format]
-    facts = _json([*words, os.fspath(path)])
-    backing = facts.get("full-backing-filename") or facts.get("backing-filename")
-    return Image(
-        path,
-        facts["format"],
-        int(facts["virtual-size"]),
-        int(facts.get("actual-size", 0)),
-        Path(backing) if backing else None,
-        tuple(snapshot["name"] for snapshot in facts.get("snapshots", ())),
-    )
+    return _json([*words, os.fspath(path)])
 
 
 def virtual_bytes(path: Path | str) -> int | None:
@@ -244,8 +249,8 @@ def _json(words: Sequence[str]) -> dict[str, Any]:
     done = _call(words)
     if done.returncode != 0:
         raise _error(done)
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def _environment() -> dict[str, str]:

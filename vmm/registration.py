@@ -9,7 +9,7 @@ from runtime.errors import RegisterFailed
 from runtime.paths import Paths
 from runtime.progress import Progress
 from runtime.registry import printable
-from vmm import cloning, creation, devices, registry, snapshots, undo
+from vmm import cloning, creation, devices, reach, registry, snapshots, undo
 from vmm.connection import Hypervisor
 from vmm.domain import Domain, drop
 from vmm.machine import Machine
@@ -51,6 +51,11 @@ def register(
             cloning.rehome(domain, old, home)
         if not force:
             check_reach(domain, home)
+            for disk in devices.disks(domain):
+                if disk.image and Path(disk.image).is_file():
+                    reach.check(
+                        Path(disk.image), disk.format, home, RegisterFailed, "--force accepts that"
+                    )
         changed = chosen != domain.uuid
         if changed and snapshots.exist(MachineRecord(chosen, name, home)):
             raise RegisterFailed(

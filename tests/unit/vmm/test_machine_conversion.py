@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from runtime.errors import BadConfig, InvalidOption
-from vmm import conversion
+from runtime.errors import BadConfig, DevicesFailed, InvalidOption
+from vmm import conversion, reach
 
 VMX = """.encoding = "UTF-8"
 displayName = "Web Server"
@@ -90,3 +92,59 @@ def test_bad_descriptions_are_refused(tmp_path: Path) -> None:
         conversion.read(tmp_path / "absent.vmx")
     with pytest.raises(InvalidOption):
         conversion.read(tmp_path / "what.txt")
+
+
+needs_qemu_img = pytest.mark.skipif(
+    shutil.which("qemu-img") is None, reason="qemu-img is missing: apt-get install qemu-utils"
+)
+VMDK = """# Disk DescriptorFile
+version=1
+CID=fffffffe
+parentCID=ffffffff
+createType="monolithicFlat"
+RW 2048 FLAT "{}" 0
+ddb.adapterType = "ide"
+"""
+
+
+@needs_qemu_img
+@pytest.mark.parametrize("kind", ["backing", "json", "data", "chain", "extent", "link"])
+def test_an_image_that_draws_on_foreign_files_is_refused(tmp_path: Path, kind: str) -> None:
+    secret, place = tmp_path / "secret", tmp_path / "disks"
+    secret.write_bytes(bytes(1 << 20))
+    place.mkdir()
+    image = place / "evil.qcow2"
+
+    def make(path: Path, *words: str) -> None:
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *words, path, "1M"], check=True)
+
+    format = "qcow2"
+    if kind == "backing":
+        make(image, "-b", str(secret), "-F", "raw")
+    elif kind == "json":
+        make(image, "-b", f'json:{{"driver":"raw","file.filename":"{secret}"}}', "-F", "raw")
+    elif kind == "data":
+        make(image, "-o", f"data_file={secret},data_file_raw=on")
+    elif kind == "chain":
+        make(place / "middle.qcow2", "-b", str(secret), "-F", "raw")
+        make(image, "-b", "middle.qcow2", "-F", "qcow2")
+    elif kind == "extent":
+        image.write_text(VMDK.format(secret))
+        format = "vmdk"
+    else:
+        (place / "link.raw").symlink_to(secret)
+        make(image, "-b", "link.raw", "-F", "raw")
+    with pytest.raises(DevicesFailed, match="from outside of"):
+        reach.check(image, format, place, DevicesFailed)
+
+
+@needs_qemu_img
+def test_an_image_based_on_its_neighbours_is_accepted(tmp_path: Path) -> None:
+    for name, words in (("base.qcow2", ()), ("top.qcow2", ("-b", "base.qcow2", "-F", "qcow2"))):
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", *words, tmp_path / name, "1M"], check=True
+        )
+    reach.check(tmp_path / "top.qcow2", "qcow2", tmp_path, DevicesFailed)
+    (tmp_path / "flat.bin").write_bytes(bytes(1 << 20))
+    (tmp_path / "good.vmdk").write_text(VMDK.format("flat.bin"))
+    reach.check(tmp_path / "good.vmdk", "vmdk", tmp_path, DevicesFailed)
