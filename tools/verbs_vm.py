@@ -99,6 +99,8 @@ def create(context: Context, args: argparse.Namespace) -> int | None:
 def start(context: Context, args: argparse.Namespace) -> None:
     """Start a machine; a paused or suspended one goes on."""
     with opened(context, args.ident, "start") as machine:
+        if args.repair:
+            machine.repair_disks()
         machine.start()
         if args.wait:
             machine.configure_guest(120)
@@ -341,6 +343,8 @@ LIFE: tuple[Verb, ...] = (
         option("--no-hdd", help="without a hard disk", action="store_true"), _DST, _SID, _UUID)),
     Verb("start", "start a virtual machine", start, (ID,
          option("--wait", help="wait for the guest agent, then set what is stored for the guest",
+                action="store_true"),
+         option("--repair", help="check and repair the images of its disks first",
                 action="store_true"),
          option("--force", help="accepted", action="store_true"))),
     Verb("stop", "stop a virtual machine", stop, (ID, *_KILL,

@@ -95,9 +95,18 @@ def _sample(context: Context, name: str) -> dict[str, str]:
     return found
 
 
+def _flag(word: str | None) -> bool | None:
+    return {"yes": True, "no": False}.get(word or "")
+
+
 def _wish(args: argparse.Namespace) -> Wish:
     from vmm.wish import Wish
 
+    if args.split:
+        raise InvalidOption(
+            "disks are single files here, never pieces of 2 GB",
+            hint="without --split: an expanding disk grows as it is written",
+        )
     return Wish(
         image=args.image,
         device=args.device,
@@ -111,8 +120,12 @@ def _wish(args: argparse.Namespace) -> Wish:
         card=args.adapter_type,
         ipadd=tuple(args.ipadd or ()),
         ipdel=tuple(args.ipdel or ()),
-        dhcp={"yes": True, "no": False}.get(args.dhcp or ""),
+        dhcp=_flag(args.dhcp),
         gateway=args.gw,
+        configure=_flag(args.configure),
+        ipfilter=_flag(args.ipfilter),
+        macfilter=_flag(args.macfilter),
+        passthrough=args.passthr,
         output=args.output,
         socket=args.socket,
         socket_mode=args.socket_mode,
@@ -338,6 +351,9 @@ _DEVICE_OPTIONS: tuple[Option, ...] = (
     option("--iface", help="interface: ide, scsi, sata, virtio", metavar="IFACE"),
     option("--position", help="position on the interface", type=int, metavar="N"),
     option("--recreate", help="overwrite an existing image", action="store_true"),
+    option("--split", help="refused: disks are single files", action="store_true"),
+    option("--passthr", help="a disk of the server gets the guest's own SCSI commands",
+           action="store_true"),
     option("--network", help="network of an adapter", metavar="ID"),
     option("--mac", help="hardware address of an adapter", metavar="ADDRESS|auto"),
     option("--adapter-type", "--card", dest="adapter_type", help="virtio, e1000, e1000e, rtl8139",
@@ -346,6 +362,11 @@ _DEVICE_OPTIONS: tuple[Option, ...] = (
     option("--ipdel", help="remove an address", action="append", metavar="ADDRESS|all"),
     option("--dhcp", help="ask for an address", choices=("yes", "no")),
     option("--gw", help="default gateway", metavar="ADDRESS"),
+    option("--configure", help="the agent sets the addresses inside", choices=("yes", "no")),
+    option("--ipfilter", help="drop what an adapter sends from other addresses",
+           choices=("yes", "no")),
+    option("--macfilter", help="drop what an adapter sends from another MAC",
+           choices=("yes", "no")),
     option("--output", help="file a port writes to", metavar="FILE"),
     option("--socket", help="socket of a port", metavar="PATH"),
     option("--socket-mode", help="who listens", choices=("server", "client"), default="server"),

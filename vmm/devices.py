@@ -67,6 +67,14 @@ class Disk(Device):
         disk.place(bus, position)
         return disk
 
+    def pass_through(self) -> None:
+        """Let the guest's SCSI commands reach the server's disk itself."""
+        self.element.set("device", "lun")
+        # Blocks are the device's own business then: QEMU neither caches nor discards.
+        driver = child(self.element, "driver")
+        driver.attrib.pop("discard", "")
+        driver.set("cache", "none")
+
     def place(self, bus: str, position: int) -> None:
         """Put it at ``position`` of an interface."""
         word, prefix, _most = BUSES[bus]

@@ -168,8 +168,14 @@ def set_all(agent: Agent, domain: Domain) -> None:
         set_resolver(agent, servers, searched)
     for adapter in adapters(domain):
         name = adapter.name
-        if domain.setting(f"{name}.ips") or domain.setting(f"{name}.dhcp") == "yes":
+        wanted = domain.setting(f"{name}.ips") or domain.setting(f"{name}.dhcp") == "yes"
+        if wanted and configured_inside(domain, name):
             set_adapter(agent, domain, adapter)
+
+
+def configured_inside(domain: Domain, name: str) -> bool:
+    """Whether the agent is to set the addresses of the adapter ``name``."""
+    return domain.setting(f"{name}.configure") != "no"
 
 
 def _run(agent: Agent, template: str, words: Sequence[str], error: type[VzError]) -> None:

@@ -71,6 +71,7 @@ def add(change: Change, kind: str, wish: Wish) -> Device:
     else:
         change.later(name)
     if isinstance(device, Adapter):
+        nics.store_filters(change, device, wish)
         nics.store_addresses(change, device, wish)
     if type(device) is Disk:
         diskload.fit_throttle(change)
@@ -109,8 +110,16 @@ def _new_disk(change: Change, wish: Wish) -> Disk:
         if wish.position is None
         else positions.check_position(domain, bus, wish.position)
     )
+    if wish.passthrough and (wish.device is None or bus != "scsi"):
+        raise InvalidOption(
+            "--passthr hands SCSI commands to a disk of the server",
+            hint="--device /dev/X --iface scsi",
+        )
     if wish.device is not None:
-        return Disk.new(_block_device(wish.device), plain=True, bus=bus, position=position)
+        made = Disk.new(_block_device(wish.device), plain=True, bus=bus, position=position)
+        if wish.passthrough:
+            made.pass_through()
+        return made
     plain = _is_plain(wish.type)
     name = devices.free_name([d.name for d in devices.all_of(domain)], "hdd")
     default = change.machine.record.home / f"{name}.{'raw' if plain else 'qcow2'}"
@@ -319,7 +328,7 @@ def remove(change: Change, name: str, *, destroy_image: bool = False) -> None:
             if element.get("bus") == "usb":
                 change.domain.devices.remove(element)
         change.domain.devices.append(made.element)
-    for key in ("network", "ips", "gateway", "dhcp", "image"):
+    for key in ("network", "ips", "gateway", "dhcp", "image", "configure", "ipfilter", "macfilter"):
         change.domain.set_setting(f"{name}.{key}", None)
     change.say(f"Remove the {name} device.")
     if _hot(device):

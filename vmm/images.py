@@ -170,6 +170,13 @@ def check(path: Path, format: str) -> None:
         )
 
 
+def repair(path: Path) -> None:
+    """Repair a qcow2 image's own structure; raises ImageBroken when that is beyond repair."""
+    _call(["check", "-q", "-r", "all", "-f", "qcow2", os.fspath(path)])
+    # Its status tells what was found before the repair: only a second look tells what is left.
+    check(path, "qcow2")
+
+
 def convert(
     source: Path,
     target: Path,

@@ -33,6 +33,7 @@ from vmm import (
     account,
     blueprint,
     devices,
+    images,
     networks,
     poweroff,
     registry,
@@ -258,6 +259,14 @@ class Machine:
         except BaseException:
             networks.detach(self.paths, self.record.uuid)
             raise
+
+    def repair_disks(self) -> None:
+        """Check the images of a stopped machine's disks and repair them; raises ImageBroken."""
+        self.stopped("repair the disks of")
+        for disk in devices.disks(self.current()):
+            if disk.image and disk.format == "qcow2":
+                images.repair(Path(disk.image))
+                self.progress.say(f"The image of {disk.name} is in order.")
 
     def stop(self, *, fast: bool = False, timeout_s: float = STOP_S) -> None:
         """Stop it by its power button, or at once with ``fast``.

@@ -117,6 +117,8 @@ def tap(domain: Domain, device: Adapter) -> Tap | None:
         device.mac.lower(),
         "" if network == ROUTED else network,
         tuple(domain.setting(f"{device.name}.ips").split()),
+        mac_filter=domain.setting(f"{device.name}.macfilter") != "no",
+        ip_filter=domain.setting(f"{device.name}.ipfilter") == "yes",
         rate=domain.setting("rate"),
         rate_bound=domain.setting("ratebound"),
     )

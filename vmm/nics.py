@@ -11,7 +11,6 @@ from vmm.devices import Adapter
 from vmm.wish import Wish
 
 
-# adapters
 def network_of(change: Change, wish: Wish) -> str:
     """Return the network a new or changed adapter is to join; raises VethFailed."""
     if wish.network is not None:
@@ -45,6 +44,22 @@ def _check_mac(change: Change, text: str, *, but: str) -> str:
     return mac
 
 
+def store_filters(change: Change, adapter: Adapter, wish: Wish) -> None:
+    """Note what the server lets an adapter send, live where it has a tap in a bridge."""
+    domain, name = change.domain, adapter.name
+    given = {"configure": wish.configure, "ipfilter": wish.ipfilter, "macfilter": wish.macfilter}
+    for key, value in given.items():
+        if value is not None:
+            domain.set_setting(f"{name}.{key}", "yes" if value else "no")
+    if wish.ipfilter is None and wish.macfilter is None:
+        return
+    if adapter.type != "routed":
+        change.machine.progress.warn(
+            f"{name}: only adapters on virtual networks of the server are filtered"
+        )
+    make_tap(change, adapter)
+
+
 def store_addresses(change: Change, adapter: Adapter, wish: Wish) -> None:
     """Note addresses of an adapter, and set them inside if the machine runs."""
     domain, name = change.domain, adapter.name
@@ -70,6 +85,8 @@ def store_addresses(change: Change, adapter: Adapter, wish: Wish) -> None:
         return
     make_tap(change, adapter)
     domain = change.domain
+    if not guestsettings.configured_inside(domain, name):
+        return
     change.inside("set addresses", lambda agent: guestsettings.set_adapter(agent, domain, adapter))
 
 
@@ -119,6 +136,7 @@ def configure(change: Change, adapter: Adapter, wish: Wish) -> None:
         live = False
     if not live:
         change.later(name)
+    store_filters(change, adapter, wish)
     store_addresses(change, adapter, wish)
 
 

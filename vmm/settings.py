@@ -33,6 +33,11 @@ def template(change: Change, text: str) -> None:
     change.domain.set_setting("template", "yes" if yes else None)
 
 
+def offline_management(change: Change, text: str) -> None:
+    """Note whether the product's management panel, which no longer exists, was to be used."""
+    change.domain.set_setting("offline-management", "yes" if units.yes_no(text) else "no")
+
+
 def rows() -> dict[str, Row]:
     """Return the table by option."""
     # Modules that only few settings need.
@@ -71,6 +76,7 @@ def rows() -> dict[str, Row]:
         Row("rate", "[DEV:]CLASS:KBPS…|none", "share of the links in a traffic class", traffic.rate),
         Row("ratebound", "yes|no", "the rate is also the most it gets", traffic.rate_bound),
         Row("select-boot-device", "on|off", "the firmware offers a boot menu", startup.boot_menu),
+        Row("offline-management", "yes|no", "management panel: obsolete, kept", offline_management),
         Row("device-bootorder", "\"DEV DEV…\"", "order of boot devices", startup.boot_order),
         Row("efi-boot", "on|off", "UEFI firmware", firmware.efi_boot),
         Row("vnc-port", "PORT", "port of the remote display", display.vnc_port),

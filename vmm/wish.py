@@ -16,6 +16,7 @@ class Wish:
     iface: str | None = None
     position: int | None = None
     recreate: bool = False
+    passthrough: bool = False
     network: str | None = None
     mac: str | None = None
     card: str | None = None
@@ -23,6 +24,10 @@ class Wish:
     ipdel: tuple[str, ...] = ()
     dhcp: bool | None = None
     gateway: str | None = None
+    #: Whether the agent sets addresses inside; whether the server drops frames of other addresses.
+    configure: bool | None = None
+    ipfilter: bool | None = None
+    macfilter: bool | None = None
     output: str | None = None
     socket: str | None = None
     socket_mode: str = "server"
