@@ -237,8 +237,8 @@ class Stack:
         """
         self.descriptors = Descriptors(descriptor_limit)
         self._lock = self._above = -1
-        self._above_path = Path(os.path.commonpath([upper, work]))
         if no_atime:
+            self._above_path = Path(os.path.commonpath([upper, work]))
             self._above = syscalls.clone_mount(self._above_path, read_only=False, no_atime=True)
         self.upper = self._open(0, upper, read_only=False)
         self.work_path = work

@@ -30,6 +30,7 @@ from vzfs.layers import Stack
 from vzfs.operations import Operations
 from vzfs.options import SESSION, Options
 
+_CAP_SYS_ADMIN = 21
 __all__ = [
     "Capabilities",
     "Options",
@@ -98,9 +99,8 @@ def probe() -> Capabilities:
         fuse = True
     except OSError:
         fuse = False
-    version = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
-    admin = _has_sys_admin()
-    passthrough = fuse and admin and version >= (6, 9)
+    version = _version(release)
+    passthrough = fuse and offers_passthrough()
     remark = ""
     if not fuse:
         remark = "no /dev/fuse: load the fuse module"
@@ -110,11 +110,26 @@ def probe() -> Capabilities:
     return Capabilities(fuse, passthrough, fuse and version >= (6, 12), release, remark)
 
 
-def _has_sys_admin() -> bool:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> 21 & 1)
-    return False
+def _version(release: str) -> tuple[int, int]:
+    """Return the first two numbers of a kernel release, "6.12-rc1" and "6.1.0-9-amd64" alike."""
+    major, minor, *_ = release.partition("-")[0].split(".")
+    return int(major), int(minor)
+
+
+def offers_passthrough() -> bool:
+    """Tell whether this kernel reads backing files itself for a mount of ours.
+
+    Without libraries: a server asks, and every page it touches is memory of its own.
+    """
+    if _version(os.uname().release) < (6, 9):
+        return False
+    fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.read(fd, 1 << 14)
+    finally:
+        os.close(fd)
+    effective = status.partition(b"CapEff:")[2].partition(b"\n")[0]
+    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
 
 
 def prepare(options: Options, *, resume: bool = False) -> Stack:
@@ -122,7 +137,9 @@ def prepare(options: Options, *, resume: bool = False) -> Stack:
 
     Raises `layers.Busy` (EBUSY) when the private area is mounted already.
     """
-    if not os.path.isdir(options.work_area):
+    try:
+        os.stat(options.work_area)
+    except FileNotFoundError:
         options.work_area.mkdir(mode=0o700, parents=True, exist_ok=True)
     stack = Stack(
         options.lower,
@@ -214,7 +231,7 @@ def choose_transport(options: Options) -> str:
     """Return "kernel" or "pyfuse3"; the kernel's protocol wherever passthrough is to be had."""
     if options.transport != "auto":
         return options.transport
-    return "kernel" if not options.passthrough or probe().passthrough else "pyfuse3"
+    return "kernel" if not options.passthrough or offers_passthrough() else "pyfuse3"
 
 
 def _raise_descriptor_limit() -> None:

@@ -57,8 +57,6 @@ _READ_ONLY = frozenset((Op.LOOKUP, Op.GETATTR, Op.GETXATTR))
 _MAKES = {Op.MKNOD: 16, Op.MKDIR: 8, Op.SYMLINK: 0, Op.LINK: 8, Op.CREATE: 16}
 _IN = protocol.IN_SIZE
 
-Handler = Callable[[int, int, memoryview, int], None]
-
 
 class _Unmounted(Exception):
     """The connection ended."""
@@ -78,54 +76,9 @@ class KernelTransport(NameRequests, FileRequests):
         self._tick = 0.0
         #: Requests served when the kernel may be asked to prune again.
         self._pruned = 0
-        self._handlers: list[Handler] = [self._unknown] * 128
-        for op, handler in self._table().items():
-            self._handlers[op] = handler
         core.invalidate = self._invalidate  # type: ignore[method-assign] # the core's way out
         if flags:
             self._settle(flags)
-
-    def _table(self) -> dict[Op, Handler]:
-        return {
-            Op.LOOKUP: self._lookup,
-            Op.FORGET: self._forget,
-            Op.GETATTR: self._getattr,
-            Op.SETATTR: self._setattr,
-            Op.READLINK: self._readlink,
-            Op.SYMLINK: self._symlink,
-            Op.MKNOD: self._mknod,
-            Op.MKDIR: self._mkdir,
-            Op.UNLINK: self._unlink,
-            Op.RMDIR: self._rmdir,
-            Op.RENAME: self._rename,
-            Op.LINK: self._link,
-            Op.OPEN: self._open,
-            Op.READ: self._read,
-            Op.WRITE: self._write,
-            Op.STATFS: self._statfs,
-            Op.RELEASE: self._release,
-            Op.FSYNC: self._fsync,
-            Op.FSYNCDIR: self._fsync,
-            Op.SETXATTR: self._setxattr,
-            Op.GETXATTR: self._getxattr,
-            Op.LISTXATTR: self._listxattr,
-            Op.REMOVEXATTR: self._removexattr,
-            Op.INIT: self._init,
-            Op.READDIR: self._readdir,
-            Op.RELEASEDIR: self._ok,
-            Op.CREATE: self._create,
-            Op.INTERRUPT: self._ignore,
-            Op.DESTROY: self._destroy,
-            Op.IOCTL: self._ioctl,
-            Op.BATCH_FORGET: self._batch_forget,
-            Op.FALLOCATE: self._fallocate,
-            Op.READDIRPLUS: self._readdirplus,
-            Op.RENAME2: self._rename2,
-            Op.LSEEK: self._lseek,
-            Op.COPY_FILE_RANGE: self._copy_file_range,
-            Op.TMPFILE: self._tmpfile,
-            Op.STATX: self._statx,
-        }
 
     # the loop
 
@@ -135,7 +88,7 @@ class KernelTransport(NameRequests, FileRequests):
         view = memoryview(buffer)
         buffers = [buffer]
         start = protocol.IN_START.unpack_from
-        handlers, fd, core, readv = self._handlers, self.fd, self.core, os.readv
+        handlers, fd, core, readv = _HANDLERS, self.fd, self.core, os.readv
         served, limit, end = 0, core.options.node_limit, core.end_request
         if core.resumed:
             self._ask_again()
@@ -154,7 +107,7 @@ class KernelTransport(NameRequests, FileRequests):
                 raise
             _, op, unique, nid = start(buffer, 0)
             try:
-                handlers[op](unique, nid, view, size)
+                handlers[op](self, unique, nid, view, size)
             except OSError as error:
                 if not (unique & protocol.UNIQUE_RESEND and self._was_done(view, size, error)):
                     self._error(unique, error.errno or errno.EIO)
@@ -215,7 +168,7 @@ class KernelTransport(NameRequests, FileRequests):
         """Run a parked request again."""
         _, op, unique, nid = protocol.IN_START.unpack_from(request, 0)
         try:
-            self._handlers[op](unique, nid, memoryview(request), len(request))
+            _HANDLERS[op](self, unique, nid, memoryview(request), len(request))
         except OSError as error:
             self._error(unique, error.errno or errno.EIO)
         except Later as later:
@@ -336,3 +289,50 @@ class KernelTransport(NameRequests, FileRequests):
 
     def _unknown(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         raise failure(errno.ENOSYS)
+
+
+Handler = Callable[[KernelTransport, int, int, memoryview, int], None]
+#: By number. Made here, before any server is forked: it is shared by all of them.
+_HANDLERS: list[Handler] = [KernelTransport._unknown] * 128
+_TABLE: dict[Op, Handler] = {
+    Op.LOOKUP: KernelTransport._lookup,
+    Op.FORGET: KernelTransport._forget,
+    Op.GETATTR: KernelTransport._getattr,
+    Op.SETATTR: KernelTransport._setattr,
+    Op.READLINK: KernelTransport._readlink,
+    Op.SYMLINK: KernelTransport._symlink,
+    Op.MKNOD: KernelTransport._mknod,
+    Op.MKDIR: KernelTransport._mkdir,
+    Op.UNLINK: KernelTransport._unlink,
+    Op.RMDIR: KernelTransport._rmdir,
+    Op.RENAME: KernelTransport._rename,
+    Op.LINK: KernelTransport._link,
+    Op.OPEN: KernelTransport._open,
+    Op.READ: KernelTransport._read,
+    Op.WRITE: KernelTransport._write,
+    Op.STATFS: KernelTransport._statfs,
+    Op.RELEASE: KernelTransport._release,
+    Op.FSYNC: KernelTransport._fsync,
+    Op.FSYNCDIR: KernelTransport._fsync,
+    Op.SETXATTR: KernelTransport._setxattr,
+    Op.GETXATTR: KernelTransport._getxattr,
+    Op.LISTXATTR: KernelTransport._listxattr,
+    Op.REMOVEXATTR: KernelTransport._removexattr,
+    Op.INIT: KernelTransport._init,
+    Op.READDIR: KernelTransport._readdir,
+    Op.RELEASEDIR: KernelTransport._ok,
+    Op.CREATE: KernelTransport._create,
+    Op.INTERRUPT: KernelTransport._ignore,
+    Op.DESTROY: KernelTransport._destroy,
+    Op.IOCTL: KernelTransport._ioctl,
+    Op.BATCH_FORGET: KernelTransport._batch_forget,
+    Op.FALLOCATE: KernelTransport._fallocate,
+    Op.READDIRPLUS: KernelTransport._readdirplus,
+    Op.RENAME2: KernelTransport._rename2,
+    Op.LSEEK: KernelTransport._lseek,
+    Op.COPY_FILE_RANGE: KernelTransport._copy_file_range,
+    Op.TMPFILE: KernelTransport._tmpfile,
+    Op.STATX: KernelTransport._statx,
+}
+for _op, _handler in _TABLE.items():
+    _HANDLERS[_op] = _handler
