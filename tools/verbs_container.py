@@ -106,11 +106,12 @@ def status(context: Context, args: argparse.Namespace) -> None:
     mounted = found is not None and found.mounted
     running = found is not None and found.running
     suspended = found is not None and found.suspended
+    paused = running and _is_paused(context, ctid)
     if args.json:
         import json
 
         facts = {"ctid": ctid, "exists": exists, "mounted": mounted, "running": running,
-                 "suspended": suspended}  # fmt: skip
+                 "suspended": suspended, "paused": paused}  # fmt: skip
         print(json.dumps(facts, indent=2))
         return
     first = "VEID" if context.program == "vzctl" else "CTID"
@@ -121,9 +122,14 @@ def status(context: Context, args: argparse.Namespace) -> None:
         "mounted" if mounted else "unmounted",
         "running" if running else "down",
     ]
-    if suspended:
-        words.append("suspended")
+    words += [word for word, true in (("suspended", suspended), ("paused", paused)) if true]
     print(" ".join(words))
+
+
+def _is_paused(context: Context, ctid: int) -> bool:
+    from runtime.cgroups import Cgroup
+
+    return Cgroup(context.paths.tag, ctid).is_frozen()
 
 
 def mount(context: Context, args: argparse.Namespace) -> None:

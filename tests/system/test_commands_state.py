@@ -19,6 +19,7 @@ def test_a_paused_container_stands_still_until_it_is_resumed(system):
     ticks = system.paths.ct_root(101) / "ticks"
     system.fails(17, "vzctl", "resume", 101)
     system.ok("pctl", "pause", 101)
+    assert system.ok("vzctl", "status", 101) == "VEID 101 exist mounted running paused\n"
     before = ticks.stat().st_size
     time.sleep(0.3)
     assert ticks.stat().st_size == before

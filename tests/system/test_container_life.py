@@ -62,6 +62,7 @@ def test_a_failing_mount_script_undoes_the_start(made: System) -> None:
     assert "returned 3" in said and "no licence" in said
     assert made.status(CT) == {
         "ctid": CT, "exists": True, "mounted": False, "running": False, "suspended": False,
+        "paused": False,
     }  # fmt: skip
 
 
