@@ -48,6 +48,9 @@ def _recover(context: Context, ct: Container, *, test: bool) -> None:
     progress.say(f"Recovering Container private area: {ct.private}")
     area_path = context.paths.template
     layers = privatearea.layers(ct.private, area_path)
+    if not test:
+        # Before anything is freed: killed half-way, the quota is counted anew all the same.
+        settle(context, [ct])
     area = open_area(ct.private, area_path, modify=not test)
     try:
         policy = recovery.policy(layers, ct.private)
@@ -59,8 +62,6 @@ def _recover(context: Context, ct: Container, *, test: bool) -> None:
         ) from error
     finally:
         area.close()
-    if not test:
-        settle(context, [ct])
     _tell(context, ct, done, policy.changed, test=test)
 
 

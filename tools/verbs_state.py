@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from runtime import locks, suspension
+from runtime import events, locks, suspension
 from runtime.errors import CheckpointFailed, NotRunning, RestoreFailed
 from tools import environments
 from tools._command import Context, Verb, option
@@ -18,6 +18,7 @@ def pause(context: Context, args: argparse.Namespace) -> None:
     with locks.environment(context.paths, ct.ctid, "pause"):
         prepare(context, ct)
         ct.freeze()
+        events.emit(context.paths, ct.ctid, "paused")
         context.progress(ct.ctid).say("Container was paused")
 
 
@@ -42,6 +43,7 @@ def resume(context: Context, args: argparse.Namespace) -> None:
         status = ct.status()
         if status.running and ct.cgroup.is_frozen():
             ct.thaw()
+            events.emit(context.paths, ct.ctid, "resumed")
             context.progress(ct.ctid).say("Container was resumed")
             return
         if status.suspended:

@@ -136,3 +136,48 @@ def test_a_directory_made_anew_shows_the_old_contents_again(bed):
         assert sorted(os.listdir(bed.merged / "lib")) == ["deep", "own", "plain"]
         assert (bed.merged / "lib/plain").read_text() == "template lib/plain"
         assert (bed.merged / "lib").stat().st_mode & 0o777 == 0o755
+
+
+def test_killed_between_any_two_steps_the_next_run_does_the_rest(bed, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    with bed.mounted():
+        (bed.merged / "one").write_text("changed")
+        os.rename(bed.merged / "two", bed.merged / "moved")
+        for name in ("lib/deep/leaf", "lib/plain"):
+            os.unlink(bed.merged / name)
+        os.rmdir(bed.merged / "lib/deep")
+        os.chmod(bed.merged / "lib", 0o700)
+    steps = 0
+    apply, part = Restorer._apply, Restorer._part
+
+    def count(function):
+        def counted(self, *given):
+            nonlocal steps
+            if steps == 0:
+                raise Killed
+            steps -= 1
+            function(self, *given)
+
+        return counted
+
+    monkeypatch.setattr(Restorer, "_apply", count(apply))
+    monkeypatch.setattr(Restorer, "_part", count(part))
+    for allowed in range(1, 12):
+        steps = allowed
+        try:
+            done = restore(bed)
+        except Killed:
+            continue
+        assert done.kept == {}
+        break
+    else:
+        raise AssertionError("it never came to an end")
+    assert allowed > 1, "nothing was interrupted"
+    with bed.mounted():
+        for name in ("one", "alias", "two", "lib/plain", "lib/deep/leaf"):
+            wanted = f"template {'one' if name == 'alias' else name}"
+            assert (bed.merged / name).read_text() == wanted
+        assert (bed.merged / "moved").read_text() == "template two"
+        assert (bed.merged / "lib").stat().st_mode & 0o777 == 0o755
