@@ -25,6 +25,8 @@ COMMANDS = {
     "vz": "vz",
     "vzmlocal": "vzmlocal",
     "prl_disk_tool": "prl_disk_tool",
+    "prl_convert": "prl_convert",
+    "pconvert": "prl_convert",
     "vzsplit": "vzsplit",
     "vzcfgscale": "vzcfgscale",
     "vzcfgvalidate": "vzcfgvalidate",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from runtime.units import human
-from tools import psrvctl_net, psrvctl_usb
+from tools import psrvctl_net, psrvctl_usb, psrvctl_user
 from tools._command import JSON, VERSION, Context, Program, Verb
 from tools._command import main as run_program
 from tools.verbs_net import group
@@ -60,6 +60,7 @@ PROGRAM = Program(
     verbs=(
         Verb("info", "what this server is and has", info, (JSON,), changes=False),
         *psrvctl_net.VERBS,
+        group("user", "who makes machines, and where", psrvctl_user.VERBS, program="psrvctl"),
         group("usb", "USB devices of machines", psrvctl_usb.VERBS, program="psrvctl"),
         Verb("shutdown", "stop every container", shutdown),
     ),

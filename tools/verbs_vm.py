@@ -70,7 +70,7 @@ def create(context: Context, args: argparse.Namespace) -> int | None:
         return 0
     if args.ident is None:
         raise InvalidOption("no name is given", hint="pctl create NAME --vmtype vm")
-    destination = Path(args.dst) if args.dst else None
+    destination = _home(context, args)
     if args.changesid:
         context.progress(args.ident).warn("--changesid is accepted, but changes nothing")
     if args.ostemplate:
@@ -94,6 +94,14 @@ def create(context: Context, args: argparse.Namespace) -> int | None:
     with hypervisor(context) as way:
         creation.create(context.paths, order, way, progress)
     return 0
+
+
+def _home(context: Context, args: argparse.Namespace) -> Path | None:
+    """Return where a new bundle is to be made; None: in the default place."""
+    from tools.psrvctl_user import KEY
+
+    chosen = args.dst or context.server().get(KEY)
+    return Path(chosen) if chosen else None
 
 
 def start(context: Context, args: argparse.Namespace) -> None:
@@ -261,7 +269,7 @@ def clone(context: Context, args: argparse.Namespace) -> None:
         context.progress(args.ident).warn("--changesid is accepted, but changes nothing")
     wish = cloning.Wish(
         args.name,
-        Path(args.dst) if args.dst else None,
+        _home(context, args),
         linked=args.linked,
         template=args.template,
         uuid=args.uuid,
@@ -319,7 +327,7 @@ def convert(context: Context, args: argparse.Namespace) -> None:
             Path(args.path),
             way,
             context.progress(),
-            destination=Path(args.dst) if args.dst else None,
+            destination=_home(context, args),
             name=args.name,
         )
 

@@ -20,7 +20,7 @@ def test_every_command_has_a_page_and_completions(built):
     assert {path.stem for path in (built / "man/man8").iterdir()} == names | {"vzfs"}
     assert {path.name for path in (built / "bash-completion/completions").iterdir()} == names
     aliases = {name for name in COMMANDS if name not in names}
-    assert aliases == {"prlctl", "prlsrvctl", "vzstat", "vznetcfg"}
+    assert aliases == {"prlctl", "prlsrvctl", "vzstat", "vznetcfg", "pconvert"}
 
 
 def test_the_page_of_pctl_has_its_verbs_options_and_codes(built):
