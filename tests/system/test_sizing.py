@@ -48,6 +48,17 @@ def test_configurations_from_the_wild_are_listed_judged_and_kept(system):
         assert conf.read_bytes().startswith(content) and added == b'BOOTORDER="7"'
 
 
+def test_containers_of_such_configurations_start_with_the_memory_they_say(system):
+    for ctid, (name, mib) in enumerate((("old", 88), ("edited", 512), ("panel", 1024)), 101):
+        system.create(ctid)
+        content = CONFIGURATIONS[name].encode("utf-8", "surrogateescape")
+        system.paths.ct_conf(ctid).write_bytes(content)
+        system.ok("vzctl", "start", ctid)
+        total = system.ok("vzctl", "exec", ctid, "head -1 /proc/meminfo").split()
+        assert total == ["MemTotal:", str(mib << 10), "kB"], name
+        system.ok("vzctl", "stop", ctid, "--fast")
+
+
 def test_a_legacy_container_starts_with_the_memory_it_had(system):
     system.create(106, "busybox", "--config", "basic")
     conf = system.paths.ct_conf(106)
