@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from vzfs import protocol
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 _IN = protocol.IN_SIZE
 #: Backing files kept registered after the last open, for the next one.
 _BACKINGS = 128
-#: Ids of a former server which are closed at once, and between requests.
-_CLOSED_AT_FIRST = 1 << 14
-_CLOSED_AT_A_TIME = 256
+#: How long ids of a former server stay: a reply of its may not have been taken in yet.
+_LEFT_S = 2.0
+#: How many of them are closed between two requests.
+_CLOSED_AT_A_TIME = 1024
 
 
 class FileRequests(Replies):
@@ -35,9 +37,10 @@ class FileRequests(Replies):
         self._idle: dict[int, File] = {}
         #: The highest id a former server may have left registered, 0 when none is left.
         self._left = 0
+        self._left_until_s = 0.0
 
     def find_left_backings(self) -> None:
-        """Begin to close what the former server had registered: it pins deleted files.
+        """Find out what the former server had registered: it pins deleted files.
 
         The kernel gives ids out in turn (fs/fuse/backing.c), so all below a fresh one are its.
         What was open stays open, that does not depend on the id.
@@ -47,11 +50,13 @@ class FileRequests(Replies):
             self._left = self._register(fd)
         finally:
             os.close(fd)
-        self.close_left_backings(_CLOSED_AT_FIRST)
+        self._left_until_s = time.monotonic() + _LEFT_S
 
-    def close_left_backings(self, count: int = _CLOSED_AT_A_TIME) -> None:
-        """Close ``count`` of them, the newest first."""
-        last = max(0, self._left - count)
+    def close_left_backings(self) -> None:
+        """Close some of them, the newest first; call it between requests."""
+        if time.monotonic() < self._left_until_s:
+            return
+        last = max(0, self._left - _CLOSED_AT_A_TIME)
         for number in range(self._left, last, -1):
             self._unregister(number)
         self._left = last
