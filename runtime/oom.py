@@ -44,6 +44,7 @@ class Watch:
         self._group = f"/{name}".encode()
         self._counter = self._eventfd = self._log = -1
         self._poller: select.epoll | None = None
+        self._seen = 0
         hosts = hierarchies()
         with suppress(OSError):
             if "memory" in hosts.v1:
@@ -52,6 +53,8 @@ class Watch:
                 self._counter = os.open(f"{hosts.v2}/{name}/memory.events", _READ)
                 self._poller = select.epoll()
                 self._poller.register(self._counter, select.EPOLLPRI | select.EPOLLERR)
+        if self._counter < 0:
+            return
         self._seen = self._count()
         with suppress(OSError):
             self._log = os.open("/dev/kmsg", _READ | os.O_NONBLOCK)
@@ -90,10 +93,13 @@ class Watch:
 
     def _count(self) -> int:
         """Return how many were killed since the start; reading also re-arms v2's file."""
-        with suppress(OSError):
+        try:
             match = _COUNT.search(os.pread(self._counter, 4096, 0))
-            return int(match[1]) if match else 0
-        return 0
+        except OSError:
+            # The group is gone: its file would be readable for ever.
+            self.close()
+            return self._seen
+        return int(match[1]) if match else 0
 
     def _victims(self) -> tuple[str, ...]:
         found = []

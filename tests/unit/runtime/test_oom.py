@@ -57,3 +57,11 @@ def test_victims_are_those_of_the_container_and_their_names_are_harmless(tmp_pat
     assert found.kills().victims == ("ta\\x1bil (77)",)
     found.close()
     os.close(ready)
+
+
+def test_a_group_that_is_gone_is_watched_no_more(tmp_path, monkeypatch):
+    found, _events = watch(tmp_path, monkeypatch)
+    os.close(found._counter)
+    found._counter = os.open(tmp_path, os.O_RDONLY)  # reading it fails
+    assert found.kills().count == 0
+    assert found._counter == -1
