@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime import files, locks
-from runtime.errors import DevicesFailed
+from runtime import files, journal, locks
+from runtime.errors import DevicesFailed, DirectoryFailed
 from runtime.paths import Paths
 from vmm import creation, devices, images, macs, registry, snapshots, undo, upkeep
 from vmm.domain import Domain, drop, parse
@@ -167,28 +167,58 @@ def move(machine: Machine, destination: Path) -> None:
         creation.sweep(paths)
         home = creation.home_of(paths, old.home.name.removesuffix(".pvm"), destination)
         machine.progress.say(f"Moving the VM to {home}...")
-        domain = machine.current().copy()
-        rehome(domain, old.home, home)
-        home.parent.mkdir(parents=True, exist_ok=True)
-        if old.home.stat().st_dev == home.parent.stat().st_dev:
-            old.home.rename(home)
-        else:
-            _copy_bundle(paths, old, home)
-        creation.write_config(home, domain)
-        record = MachineRecord(old.uuid, old.name, home)
-        for path in (home / "snapshots").glob("*.xml"):
-            taken = Domain(parse(path.read_bytes(), str(path)))
-            rehome(taken, old.home, home)
-            files.replace(path, taken.xml.encode(), mode=0o600)
-        # libvirt would go on with the snapshots as it remembers them, at the old place.
-        upkeep.undefine(machine.raw())
-        registry.save(paths, record)
-        machine.record = record
-        snapshots.redefine(record, machine.commit(domain))
-        files.remove_tree(old.home)
+        machine.save()
+        entry = journal.record(paths, old.uuid, "move", old=str(old.home), home=str(home))
+        try:
+            _transfer(paths, old, home)
+        except OSError as error:
+            entry.clear()
+            raise DirectoryFailed(f"cannot move to {home}: {error.strerror}") from error
+        except BaseException:
+            entry.clear()
+            raise
+        _settle(machine, old.home, home)
+        entry.clear()
     machine.progress.say("The VM has been successfully moved.")
 
 
-def _copy_bundle(paths: Paths, old: MachineRecord, home: Path) -> None:
+def _transfer(paths: Paths, old: MachineRecord, home: Path) -> None:
+    """Have the bundle at its new place: renamed, or a whole copy beside the original."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    if old.home.stat().st_dev == home.parent.stat().st_dev:
+        old.home.rename(home)
+        files.fsync_directory(home.parent)
+        return
     with creation.new_bundle(paths, old.uuid, home) as bundle:
         shutil.copytree(old.home, bundle, dirs_exist_ok=True, symlinks=True)
+
+
+def finish_move(machine: Machine, old: Path, home: Path) -> None:
+    """Finish a move that was killed, or undo it where the machine is still at its old place."""
+    if home.is_dir() and (machine.record.home == home or not old.is_dir()):
+        with locks.registry(machine.paths):
+            _settle(machine, old, home)
+    elif home.is_dir():
+        files.remove_tree(home)
+    if home.parent.is_dir():
+        files.sweep_temporaries(home.parent)
+
+
+def _settle(machine: Machine, old: Path, home: Path) -> None:
+    """Let everything that names the old place name the new one; may be repeated."""
+    domain = Domain.load(home / "config.xml")
+    rehome(domain, old, home)
+    creation.write_config(home, domain)
+    record = MachineRecord(machine.record.uuid, machine.record.name, home)
+    for path in (home / "snapshots").glob("*.xml"):
+        taken = Domain(parse(path.read_bytes(), str(path)))
+        rehome(taken, old, home)
+        files.replace(path, taken.xml.encode(), mode=0o600)
+    # libvirt would go on with the snapshots as it remembers them, at the old place.
+    known = machine.hypervisor.find(record.uuid)
+    if known is not None:
+        upkeep.undefine(known)
+    registry.save(machine.paths, record)
+    machine.record = record
+    snapshots.redefine(record, machine.commit(domain))
+    files.remove_tree(old)

@@ -130,20 +130,44 @@ def _new_disk(change: Change, wish: Wish) -> Disk:
         if wish.size is not None:
             raise InvalidOption("an existing image has its size", hint="prl_disk_tool resize")
         check_free(change, path)
-        plain = not images.is_qcow2(path)
-        images.check(path, "raw" if plain else "qcow2")
-        reach.check(path, "raw" if plain else "qcow2", path.parent, DevicesFailed)
+        plain = _check_image(path) == "raw"
         return Disk.new(path, plain=plain, bus=bus, position=position)
-    if path.exists():
-        check_free(change, path)
-        path.unlink()
     size = units.amount(wish.size or str(_DISK_MB), unit=1 << 20) << 20
     images.check_size(size)
+    if path.exists():
+        check_free(change, path)
+        _check_image(path)
+        _set_aside(change, path)
     if not path.parent.is_dir():
         raise DevicesFailed(f"there is no directory {path.parent}")
     images.create(path, size, plain=plain)
     change.on_failure(lambda: path.unlink(missing_ok=True))
     return Disk.new(path, plain=plain, bus=bus, position=position)
+
+
+def _check_image(path: Path) -> str:
+    """Return the format of an existing image; raises DevicesFailed, ImageBroken."""
+    if not path.is_file():
+        raise DevicesFailed(f"{path} is no file", hint="--device takes a disk of the server")
+    format = "qcow2" if images.is_qcow2(path) else "raw"
+    size = path.stat().st_size
+    if format == "raw" and (size == 0 or size % 512):
+        raise DevicesFailed(f"{path} is no disk image: {size} bytes are no whole sectors")
+    images.check(path, format)
+    reach.check(path, format, path.parent, DevicesFailed)
+    return format
+
+
+def _set_aside(change: Change, path: Path) -> None:
+    """Make room for a new image; the old one is back if the change fails."""
+    old = path.with_name(f".tmp-{path.name}.{os.getpid()}")
+    path.rename(old)
+
+    def back() -> None:
+        old.replace(path)
+
+    change.on_failure(back)
+    change.afterwards(lambda: old.unlink(missing_ok=True))
 
 
 def _is_plain(word: str | None) -> bool:
@@ -181,6 +205,8 @@ def _medium(wish: Wish) -> str:
         path = os.path.abspath(path)
         if not os.path.exists(path):
             raise DevicesFailed(f"the image does not exist: {path}")
+        if os.path.isdir(path):
+            raise DevicesFailed(f"{path} is a directory, no medium")
     return path
 
 
@@ -263,15 +289,13 @@ def _configure_disk(change: Change, disk: Disk, wish: Wish) -> None:
         change.later(disk.name)
     if wish.image is not None:
         path = Path(wish.image).absolute()
-        if not path.is_file():
+        if not path.exists():
             raise DevicesFailed(f"the image does not exist: {path}")
         if snapshots.exist(change.machine.record):
             raise DevicesFailed(f"the snapshots of {change.machine.label} are in {disk.image}")
         undo.check_settled(change.machine, change.domain, "changing an image")
         check_free(change, path)
-        disk.format = "qcow2" if images.is_qcow2(path) else "raw"
-        images.check(path, disk.format)
-        reach.check(path, disk.format, path.parent, DevicesFailed)
+        disk.format = _check_image(path)
         disk.image = str(path)
         change.later(disk.name)
 

@@ -203,6 +203,11 @@ def convert(
         raise
 
 
+def drop_snapshot(path: Path, name: str) -> None:
+    """Remove an internal snapshot of an image nobody uses; raises ImageBroken, ImageBusy."""
+    run(["snapshot", "-q", "-d", name, os.fspath(path)])
+
+
 def commit(overlay: Path) -> None:
     """Write what a linked image holds into the one below it; raises SystemFailure, NoDiskSpace."""
     run(["commit", "-q", "-f", "qcow2", "-d", os.fspath(overlay)])

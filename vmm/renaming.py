@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runtime import journal, locks
 from vmm import registry, snapshots, upkeep
+from vmm.domain import Domain
 from vmm.machine import Machine
 from vmm.registry import MachineRecord
 
@@ -29,7 +30,18 @@ def rename(machine: Machine, name: str) -> None:
             registry.save(machine.paths, machine.record)
         except BaseException:
             machine.record = old
-            domain.name = old.name
-            snapshots.redefine(old, machine.commit(domain))
+            undo(machine)
             raise
     machine.progress.say(f"Set the name to {name}")
+
+
+def undo(machine: Machine) -> None:
+    """Give a machine whose renaming failed or was killed the name it is registered by."""
+    domain = Domain.load(machine.record.config)
+    known = machine.hypervisor.find(machine.record.uuid)
+    if domain.name == machine.record.name and known is not None and known.name() == domain.name:
+        return
+    if known is not None:
+        upkeep.undefine(known)
+    domain.name = machine.record.name
+    snapshots.redefine(machine.record, machine.commit(domain))

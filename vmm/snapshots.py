@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from lxml.builder import E
 
-from runtime import files
+from runtime import files, journal
 from runtime.errors import (
     SnapshotDeleteFailed,
     SnapshotFailed,
     SnapshotSwitchFailed,
 )
 from runtime.registry import new_uuid, printable
-from vmm import devices, firmware, networks, registry, undo
+from vmm import devices, firmware, images, networks, registry, undo
 from vmm.domain import parse, text
 from vmm.faults import NO_DOMAIN_SNAPSHOT, translate, translated
 from vmm.status import State
@@ -80,10 +80,13 @@ def create(machine: Machine, name: str, description: str) -> Snapshot:
         )
     uuid = new_uuid()
     element = E.domainsnapshot(E.name(uuid), E.description(description))
+    name = name or f"Snapshot {len(have) + 1}"
+    # If we or libvirt die on the way, the next command brings image, libvirt and bundle together.
+    entry = journal.record(machine.paths, machine.record.uuid, "snapshots", uuid=uuid, name=name)
     with translated(f"cannot take a snapshot of {machine.label}", instead=SnapshotFailed):
         raw.snapshotCreateXML(text(element), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC)
-    names = _names(machine.record) | {uuid: name or f"Snapshot {len(have) + 1}"}
-    store(machine.record, raw, names)
+    store(machine.record, raw, _names(machine.record) | {uuid: name})
+    entry.clear()
     return find(machine.record, uuid)
 
 
@@ -115,12 +118,46 @@ def delete(machine: Machine, ident: str, *, children: bool) -> list[Snapshot]:
     have = listing(machine.record)
     doomed = [wanted, *(_below(have, wanted.uuid) if children else [])]
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN if children else 0
+    entry = journal.record(machine.paths, machine.record.uuid, "snapshots", uuid=wanted.uuid)
     with translated(f"cannot delete {wanted.braced}", instead=SnapshotDeleteFailed):
         _lookup(raw, wanted.uuid).delete(flags)
     gone = {snapshot.uuid for snapshot in doomed}
     names = {key: value for key, value in _names(machine.record).items() if key not in gone}
     store(machine.record, raw, names)
+    entry.clear()
     return doomed
+
+
+def settle(machine: Machine, details: dict[str, Any]) -> bool:
+    """Bring image, libvirt and bundle together after a snapshot's making or deletion was killed.
+
+    Return False when that has to wait until the machine is stopped; raises VzError.
+    """
+    import libvirt
+
+    record, uuid, raw = machine.record, details["uuid"], machine.raw()
+    with translated(f"reading the snapshots of {record.name}"):
+        known = uuid in raw.snapshotListNames(0)
+    holding = [
+        path
+        for disk in devices.disks(machine.current())
+        if disk.format == "qcow2" and (path := Path(disk.image)).is_file()
+        if uuid in images.info(path, format="qcow2").snapshots
+    ]
+    if known and not holding:
+        # Gone from the image, but libvirt died before it wrote that down.
+        with translated(f"snapshot {uuid}", instead=SnapshotDeleteFailed):
+            _lookup(raw, uuid).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    elif holding and not known:
+        if machine.state().active:
+            return False
+        for path in holding:
+            images.drop_snapshot(path, uuid)
+    names = _names(record)
+    if details.get("name"):
+        names[uuid] = details["name"]
+    store(record, raw, names)
+    return True
 
 
 def _below(have: list[Snapshot], uuid: str) -> list[Snapshot]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime import files, journal
@@ -29,20 +30,30 @@ def repair(machine: Machine) -> None:
 
     Raises ConfigMissing when the machine is gone by that, or its bundle is missing.
     """
-    record = machine.record
-    for entry in journal.pending(machine.paths, record.uuid):
-        if entry.act == "delete":
-            finish_delete(machine.paths, record, machine.hypervisor)
-            entry.clear()
-            raise ConfigMissing(f"machine {machine.label} has been deleted")
+    from vmm import cloning, renaming, snapshots
+
+    begun = {entry.act: entry for entry in journal.pending(machine.paths, machine.record.uuid)}
+    if (entry := begun.get("delete")) is not None:
+        finish_delete(machine.paths, machine.record, machine.hypervisor)
         entry.clear()
-    if not record.home.is_dir():
+        raise ConfigMissing(f"machine {machine.label} has been deleted")
+    if (entry := begun.get("move")) is not None:
+        old, home = Path(entry.details["old"]), Path(entry.details["home"])
+        cloning.finish_move(machine, old, home)
+        entry.clear()
+    if not machine.record.home.is_dir():
         raise ConfigMissing(
-            f"the bundle of machine {machine.label} is missing: {record.home}",
+            f"the bundle of machine {machine.label} is missing: {machine.record.home}",
             hint=f"mount its file system, or: pctl unregister {machine.label}",
         )
-    files.sweep_temporaries(record.home)
+    if (entry := begun.get("rename")) is not None:
+        renaming.undo(machine)
+        entry.clear()
+    files.sweep_temporaries(machine.record.home)
     _settle(machine)
+    entry = begun.get("snapshots")
+    if entry is not None and snapshots.settle(machine, entry.details):
+        entry.clear()
 
 
 def _settle(machine: Machine) -> None:

@@ -73,8 +73,15 @@ def test_a_machine_on_its_networks_is_reached_and_leaves_no_link(server: Server)
     networks = server.paths.etc / "networks"
     networks.mkdir()
     (networks / "Host-Only.conf").write_text('TYPE="host-only"\nIP="192.0.2.1/24"\n')
+    server.paths.global_config.write_text(
+        'TRAFFIC_SHAPING="yes"\nBANDWIDTH="up0:100000"\nTOTALRATE="*:1:4096"\nRATE="*:1:8"\n'
+    )
+    server.paths.networks_classes.parent.mkdir(parents=True)
+    server.paths.networks_classes.write_text("1 0.0.0.0/0\n")
+    server.call("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
     before = server.links()
     server.call("pctl", "create", "net", "-d", "golden")
+    server.call("pctl", "set", "net", "--rate", "1:512", "--ratebound", "yes")
     server.call("pctl", "set", "net", "--device-set", "net0", "--type", "host-only",
                 "--ipadd", "192.0.2.5/24")  # fmt: skip
     server.call("pctl", "start", "net", "--wait")
@@ -82,6 +89,10 @@ def test_a_machine_on_its_networks_is_reached_and_leaves_no_link(server: Server)
     assert "192.0.2.5/24" in server.call("pctl", "exec", "net", "ip addr show eth0")
     server.call("pctl", "exec", "net", "ping -c 1 -W 3 192.0.2.1")
     tap = next(name for name, bridge in server.links().items() if bridge == "vbr-Host-Only")
+    # Its share of the uplink, changed while it runs.
+    assert "rate 512Kbit ceil 512Kbit" in server.call("tc", "class", "show", "dev", "up0")
+    server.call("pctl", "set", "net", "--rate", "1:1024", "--ratebound", "no")
+    assert "rate 1024Kbit ceil 4096Kbit" in server.call("tc", "class", "show", "dev", "up0")
     # Host-routed: the server has a route to the address, the guest a way to everywhere.
     server.call("pctl", "set", "net", "--device-add", "net", "--type", "routed",
                 "--ipadd", "198.51.100.7/32")  # fmt: skip
@@ -93,4 +104,5 @@ def test_a_machine_on_its_networks_is_reached_and_leaves_no_link(server: Server)
     server.call("pctl", "stop", "net")
     left = server.links()
     assert tap not in left
+    assert "rate 1024Kbit" not in server.call("tc", "class", "show", "dev", "up0")
     assert {name for name in left if name not in before} == {"vbr-Host-Only"}

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from runtime import journal
 from runtime.errors import AlreadyRunning, Mounted, NotRunning, StartDisabled, VzError
 from runtime.paths import Paths
 from runtime.progress import Silent
-from vmm import blueprint, boot, creation, registry, renaming, snapshots
+from vmm import (
+    blueprint,
+    boot,
+    cloning,
+    creation,
+    devices,
+    images,
+    registry,
+    renaming,
+    snapshots,
+    upkeep,
+)
 from vmm.acceleration import Acceleration
 from vmm.change import Change
 from vmm.connection import Hypervisor
@@ -142,3 +155,137 @@ def test_an_unreachable_libvirt_is_told_in_one_line(tmp_path: Path) -> None:
     with Hypervisor(Paths(tmp_path), uri="qemu+unix:///system?socket=/nonexistent") as way:
         with pytest.raises(VzError, match="cannot connect to libvirt"):
             way.domain(UUID)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that our code would do afterwards happens."""
+
+
+def again(machine: Machine) -> Machine:
+    """Return the machine as the next command finds it, repaired."""
+    record = registry.find(machine.paths, UUID)
+    found = Machine(machine.paths, record, machine.hypervisor, Silent())
+    upkeep.repair(found)
+    return found
+
+
+def kill_at(patch: pytest.MonkeyPatch, target: str) -> None:
+    """Let the process end where it calls ``target``; nothing is cleared after that."""
+
+    def die(*_words: object, **_more: object) -> None:
+        # What a killed process would have cleared on its way out stays.
+        patch.setattr("runtime.journal.Intention.clear", lambda _self: None)
+        raise Killed
+
+    patch.setattr(target, die)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "vmm.cloning._transfer",
+        "vmm.cloning.rehome",
+        "vmm.upkeep.undefine",
+        "vmm.registry.save",
+        "vmm.snapshots.redefine",
+        "runtime.files.remove_tree",
+    ],
+)
+def test_a_killed_move_is_finished_or_undone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str
+) -> None:
+    one = snapshots.create(machine, "one", "")
+    old, new = machine.record.home, tmp_path / "elsewhere"
+    with monkeypatch.context() as patch:
+        kill_at(patch, target)
+        with pytest.raises(Killed):
+            cloning.move(machine, new)
+    found = again(machine)
+    assert found.record.home in (old, new / "web.pvm")
+    assert found.record.home.is_dir()
+    assert not (old if found.record.home != old else new / "web.pvm").exists()
+    assert [one.name for one in snapshots.listing(found.record)] == ["one"]
+    assert one.uuid in found.raw().snapshotListNames()
+    assert journal.pending(machine.paths, UUID) == []
+    found.start()
+
+
+def test_a_killed_copy_to_another_file_system_leaves_the_original(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    new = tmp_path / "elsewhere" / "web.pvm"
+    with monkeypatch.context() as patch:
+
+        def copy(_paths: Paths, old: MachineRecord, home: Path) -> None:
+            shutil.copytree(old.home, home)
+            patch.setattr("runtime.journal.Intention.clear", lambda _self: None)
+            raise Killed
+
+        patch.setattr("vmm.cloning._transfer", copy)
+        with pytest.raises(Killed):
+            cloning.move(machine, new.parent)
+    assert new.is_dir()
+    assert again(machine).record.home == machine.record.home
+    assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    "target", ["vmm.upkeep.undefine", "vmm.snapshots.redefine", "vmm.registry.save"]
+)
+def test_a_killed_renaming_leaves_the_old_name(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    one = snapshots.create(machine, "one", "")
+    with monkeypatch.context() as patch:
+        kill_at(patch, target)
+        # Nothing of the block's own undoing happens either.
+        patch.setattr("vmm.renaming.undo", lambda _machine: None)
+        with pytest.raises(Killed):
+            renaming.rename(machine, "other")
+    found = again(machine)
+    assert found.record.name == found.raw().name() == found.current().name == "web"
+    assert one.uuid in found.raw().snapshotListNames()
+    assert journal.pending(machine.paths, UUID) == []
+
+
+def test_a_snapshot_whose_bookkeeping_was_killed_is_known(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, "vmm.snapshots.store")
+        with pytest.raises(Killed):
+            snapshots.create(machine, "named", "")
+    assert snapshots.listing(machine.record) == []
+    # The test driver has no images that could hold it: let it look as if one did.
+    uuid = machine.raw().snapshotListNames()[0]
+    image = machine.record.home / "hdd0.qcow2"
+    image.touch()
+    domain = machine.current().copy()
+    disk = devices.Disk.new(image, plain=False, bus="virtio", position=0)
+    disk.name = "hdd0"
+    domain.devices.append(disk.element)
+    machine.commit(domain)
+    monkeypatch.setattr(
+        "vmm.images.info",
+        lambda path, format=None: images.Image(path, "qcow2", 1 << 20, 0, None, (uuid,)),
+    )
+    found = again(machine)
+    assert [one.name for one in snapshots.listing(found.record)] == ["named"]
+    assert journal.pending(machine.paths, UUID) == []
+
+
+def test_a_renaming_that_fails_late_is_taken_back(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = snapshots.create(machine, "one", "")
+
+    def fail(_paths: Paths, _record: MachineRecord) -> None:
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vmm.registry.save", fail)
+        with pytest.raises(OSError, match="no space"):
+            renaming.rename(machine, "other")
+    found = again(machine)
+    assert found.record.name == found.raw().name() == found.current().name == "web"
+    assert one.uuid in found.raw().snapshotListNames()
