@@ -95,8 +95,15 @@ def net_new(context: Context, args: argparse.Namespace) -> None:
 
 def net_del(context: Context, args: argparse.Namespace) -> None:
     """Remove a network; raises VethFailed while it has slaves."""
+    from runtime.net import networks
     from tools.psrvctl_net import net_del as remove
 
+    slaves = networks.find(context.paths, args.network).ports
+    if slaves:
+        raise VethFailed(
+            f"network {args.network} has interfaces: {', '.join(slaves)}",
+            hint=f"pnetcfg net delif {slaves[0]}",
+        )
     args.ident = args.network
     remove(context, args)
 

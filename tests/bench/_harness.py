@@ -96,10 +96,10 @@ class LegacyHost:
     the namespace nor for the size of this process.
     """
 
-    def __init__(self) -> None:
-        """Start the process; ``close`` ends it."""
+    def __init__(self, *wrapper: str) -> None:
+        """Start the process; ``close`` ends it. ``wrapper`` makes its mount namespace."""
         self._process = subprocess.Popen(
-            ["unshare", "--mount", sys.executable, "-ISc", _SPAWNER],
+            [*(wrapper or ("unshare", "--mount")), sys.executable, "-ISc", _SPAWNER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -125,8 +125,9 @@ class LegacyHost:
 
 
 _SPAWNER = """
-import json, subprocess, sys
-subprocess.run(["umount", "/sys/fs/cgroup/unified"], check=True)
+import json, os, subprocess, sys
+if os.path.ismount("/sys/fs/cgroup/unified"):
+    subprocess.run(["umount", "/sys/fs/cgroup/unified"], check=True)
 for line in sys.stdin:
     done = subprocess.run(json.loads(line), stdin=subprocess.DEVNULL, capture_output=True)
     print(json.dumps([done.returncode, done.stderr.decode(errors="replace")]), flush=True)

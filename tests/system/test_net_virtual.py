@@ -214,6 +214,8 @@ def test_pnetcfg_attaches_an_interface_and_gives_it_back(world: Lab) -> None:
     assert re.search(r"lab +active +up0", command(world, "tools.pnetcfg", "net", "list"))
     assert world.host.answers(REMOTE4)
     assert "nope" in command(world, "tools.pnetcfg", "net", "addif", "nope", "lab", code=3)
+    said = command(world, "tools.pnetcfg", "net", "del", "lab", code=136)
+    assert "has interfaces: up0" in said
     command(world, "tools.pnetcfg", "net", "delif", "up0")
     assert world.host.answers(REMOTE4)
     assert "vbr-lab" not in world.host.run("ip", "link", "show", "up0")
