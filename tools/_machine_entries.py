@@ -106,6 +106,16 @@ class MachineEntry:
             words += self.domain.setting(f"{adapter.name}.ips").split()
         return [word.partition("/")[0] for word in words] or None
 
+    def page(self) -> tuple[dict[str, object], list[str]]:
+        """Return everything known of a machine that can be read, as facts and as text."""
+        from vmm import devices, hardware, info
+
+        assert self.domain is not None
+        paths = self.context.paths
+        found = info.facts(paths, self.record, self.domain, self.state)
+        shown = [hardware.describe(paths, self.domain, d) for d in devices.all_of(self.domain)]
+        return found, info.lines(found, shown)
+
 
 _FIELDS: dict[str, Callable[[MachineEntry], Value]] = {
     "uuid": lambda e: e.record.braced,

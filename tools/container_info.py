@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,17 +69,9 @@ def _transport(entry: Entry) -> str | None:
     return session.get("transport", "?") + ("+passthrough" if passthrough else "")
 
 
-def show(context: Context, rows: list[Entry], *, as_json: bool) -> None:
-    """Print the page of each container."""
-    pages = [facts(context, row) for row in rows]
-    if as_json:
-        print(json.dumps(pages, indent=2, ensure_ascii=False))
-        return
-    for number, page in enumerate(pages):
-        if number:
-            print()
-        for name, value in page.items():
-            print(f"{_title(name)}: {_text(name, value)}")
+def lines(page: dict[str, object]) -> list[str]:
+    """Return the page of a container as text."""
+    return [f"{_title(name)}: {_text(name, value)}" for name, value in page.items()]
 
 
 def _title(name: str) -> str:

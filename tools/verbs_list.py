@@ -89,6 +89,29 @@ def _rows(context: Context, args: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def _print_pages(context: Context, rows: list[Row], *, as_json: bool) -> None:
+    """Print everything about each environment; a machine that cannot be read spoils no other."""
+    import json
+
+    from tools import container_info
+
+    pages: list[dict[str, object]] = []
+    texts: list[list[str]] = []
+    for row in rows:
+        if isinstance(row, Entry):
+            page = container_info.facts(context, row)
+            pages.append(page)
+            texts.append(container_info.lines(page))
+        elif row.domain is not None:
+            facts, text = row.page()
+            pages.append(facts)
+            texts.append(text)
+    if as_json:
+        print(json.dumps(pages, indent=2, ensure_ascii=False, default=str))
+    else:
+        print("\n\n".join("\n".join(text) for text in texts))
+
+
 def list_(context: Context, args: argparse.Namespace) -> int:
     """Print the environments, running ones unless told otherwise."""
     if args.list_fields:
@@ -117,10 +140,7 @@ def list_(context: Context, args: argparse.Namespace) -> int:
     field = choose(fields, key.lstrip("-"), unknown="The {} field name is unknown.")[0]
     rows = sort(rows, field, descending=key.startswith("-"))
     if args.info:
-        from tools import container_info
-
-        own = [row for row in rows if isinstance(row, Entry)]
-        container_info.show(context, own, as_json=args.json)
+        _print_pages(context, rows, as_json=args.json)
     elif args.json:
         print_json(rows, chosen if args.output else list(fields.values()))
     else:

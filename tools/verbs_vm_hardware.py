@@ -149,18 +149,15 @@ def _set_options() -> tuple[Option, ...]:
 
 def info(context: Context, args: argparse.Namespace) -> None:
     """Print everything about a machine."""
-    from vmm import devices, hardware, status
-    from vmm import info as info_module
+    from runtime.errors import BadConfig
+    from tools._machine_entries import MachineEntry
+    from vmm import registry
 
-    with opened(context, args.ident) as machine:
-        state = status.state(context.paths, machine.record)
-        domain = machine.read_domain()
-        found = info_module.facts(context.paths, machine.record, domain, state)
-    if args.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        return
-    shown = [hardware.describe(context.paths, domain, device) for device in devices.all_of(domain)]
-    print("\n".join(info_module.lines(found, shown)))
+    entry = MachineEntry(context, registry.find(context.paths, args.ident))
+    if entry.domain is None:
+        raise BadConfig(f"the description of {entry.label} cannot be read: {entry.record.config}")
+    found, text = entry.page()
+    print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else "\n".join(text))
 
 
 def snapshot(context: Context, args: argparse.Namespace) -> None:

@@ -92,6 +92,12 @@ def check_reach(domain: Domain, home: Path) -> None:
             raise RegisterFailed(
                 "the description takes a device of the server", hint="--force accepts that"
             )
+        if element.tag == "seclabel":
+            label = element.findtext("label") or ""
+            if element.get("model") != "dac" or label.startswith(("0:", "+0:", "root:")):
+                raise RegisterFailed(
+                    "the description chooses the rights QEMU has", hint="--force accepts that"
+                )
         if element.tag in ("emulator", "script"):
             drop(element.getparent(), element.tag)  # type: ignore[arg-type] # never the root
             continue

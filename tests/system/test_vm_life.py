@@ -167,6 +167,7 @@ def test_list_shows_everything_known(running: Lab) -> None:
     facts = running.facts()
     assert facts["state"] == "running"
     assert facts["memory_bytes"] == 256 << 20
+    assert json.loads(running.vm("list", "-i", "-j"))[0]["uuid"] == facts["uuid"]
     text = running.vm("list", "-i", "demo")
     assert f"ID: {{{facts['uuid']}}}" in text
     assert re.search(r"^  hdd0 \(\+\) virtio:0 image='.*hdd0\.qcow2' .*256Mb$", text, re.M)
