@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import System
-from netlab import OTHER4, REMOTE4, Lab, Place, lab
+from netlab import OTHER4, REMOTE4, Lab, Place, lab, ping
 
 from runtime import state
+from runtime.net import guestcfg
 
 pytestmark = pytest.mark.root
 
@@ -125,8 +128,6 @@ def test_adapter_options_without_an_adapter_are_refused(world: World) -> None:
 
 
 def test_a_reboot_from_inside_keeps_the_network(world: World) -> None:
-    import time
-
     world.create(101, "--ipadd", A4)
     world.ok("vzctl", "start", 101)
     before = world.ok("vzlist", "-H", "-o", "ctid,uptime", "101")
@@ -222,3 +223,76 @@ def test_diagnose_net_names_what_is_wrong(world: World) -> None:
         done = world.system.run("pctl", "diagnose", "101", "net")
     assert done.returncode == 1
     assert f"{A4} was removed from venet0 inside" in done.stdout
+
+
+def test_name_servers_are_inherited_but_not_a_stub_on_loopback(world: World) -> None:
+    world.create(101)
+    world.ok("vzctl", "start", 101)
+    world.ok("vzctl", "set", 101, "--nameserver", "inherit", "--save")
+    shown = world.ok("pctl", "exec", 101, "cat /etc/resolv.conf")
+    own = guestcfg.name_servers({"NAMESERVER": "inherit"})["NAMESERVER"].split()
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("nameserver")] == own
+    assert "127." not in shown
+
+
+def wire(made: Lab) -> list[str]:
+    """Return what the host's network consists of, counters left out."""
+    shown = [
+        made.host.run("ip", "-o", "link"),
+        made.host.run("ip", "route"),
+        made.host.run("ip", "-6", "route"),
+        made.host.run("ip", "neigh", "show", "proxy"),
+        made.host.run("nft", "list", "tables"),
+        made.host.run("nft", "list", "table", "inet", "pyvz_guard"),
+        made.host.run("nft", "list", "table", "bridge", "pyvz_guard"),
+    ]
+    # A new bridge's carrier, and the state of what is on it, settle by themselves.
+    return [re.sub(r"<\S+>|state [A-Z]+|packets \d+ bytes \d+", "", text) for text in shown]
+
+
+def test_a_restart_of_the_service_changes_nothing_on_the_wire(
+    warm_system: System, tmp_path: Path
+) -> None:
+    with lab(tmp_path) as made:
+        made.paths = warm_system.paths
+        world = World(made, warm_system)
+        world.create(101, "--ipadd", A4)
+        world.ok("vzctl", "start", 101)
+        world.ok("pctl", "set", 101, "--netif_add", "eth0", "--save")
+        world.ok("pctl", "set", 101, "--ifname", "eth0", "--network", "Bridged", "--save")
+        before = wire(made)
+        pings = made.remote.spawn(unanswered, A4, 3.0)
+        service = [
+            pid
+            for pid in warm_system.processes()
+            if b"tools.service" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        assert service
+        for pid in service:
+            os.kill(pid, 9)
+        # The next changing command starts another.
+        world.ok("vzctl", "set", 101, "--description", "x", "--save")
+        assert pings.result() == 0
+        assert wire(made) == before
+        world.ok("vzctl", "stop", 101, "--fast")
+        assert made.leftovers() == []
+
+
+def unanswered(address: str, seconds: float) -> int:
+    """Ping for some seconds; return how many got no answer."""
+    lost, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        lost += not ping(address, 2.0)
+        time.sleep(0.02)
+    return lost
+
+
+def test_two_systems_side_by_side_know_nothing_of_each_other(tmp_path: Path) -> None:
+    with lab(tmp_path / "a") as one, lab(tmp_path / "b") as two:
+        for made in (one, two):
+            made.start(101, IP_ADDRESS=A4)
+            assert made.remote.answers(A4)
+        one.stop(101)
+        assert one.leftovers() == []
+        assert not one.remote.answers(A4, timeout_s=0.3)
+        assert two.remote.answers(A4)
