@@ -133,3 +133,21 @@ def test_it_restarts_from_inside_and_stops_by_its_own_halt(system):
     out = system.ok("vzctl", "stop", 101)
     assert "Killing" not in out
     assert time.monotonic() - begin < 30
+
+
+def test_a_damaged_system_is_recovered_and_a_removed_package_stays_removed(system):
+    if not system.status(101)["running"]:
+        system.ok("vzctl", "start", 101, "--wait")
+    inside(
+        system,
+        "dpkg --purge nano >/dev/null 2>&1; rm -r /usr/bin/perl* /usr/share/doc /etc/apt;"
+        "chmod o-rwx /usr/lib/x86_64-linux-gnu/*; echo broken > /usr/bin/dpkg;"
+        "echo '# mine' >> /etc/profile",
+    )
+    done = system.run("pctl", "recover", 101)
+    assert done.returncode == 0, done.stderr
+    assert "package manager: nano" in done.stdout
+    assert inside(system, "dpkg --verify") == ""
+    assert inside(system, "tail -n 1 /etc/profile; perl -e 'print 1'") == "# mine\n1"
+    assert system.run("vzctl", "exec2", 101, "test -e /usr/bin/nano").returncode == 1
+    assert system.run("vzctl", "exec2", 101, "test -d /usr/share/doc/bash").returncode == 0
