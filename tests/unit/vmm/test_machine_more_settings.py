@@ -26,6 +26,8 @@ from vmm import (
     creation,
     devices,
     firmware,
+    guestsettings,
+    images,
     networks,
     snapshots,
     startup,
@@ -274,3 +276,61 @@ def test_every_new_setting_is_a_row() -> None:
     names: dict[str, Callable[..., object]] = {name: row.apply for name, row in rows().items()}
     assert {"undo-disks", "start-as-user", "host-admin", "tools-autoupdate", "rate", "ratebound",
             "select-boot-device", "efi-boot"} <= names.keys()  # fmt: skip
+
+
+# adapters and disks
+def test_filters_of_an_adapter_reach_its_tap(machine: Machine) -> None:
+    from vmm import hardware
+    from vmm.wish import Wish
+
+    change = Change(machine)
+    hardware.add(change, "net", Wish(network="Routed", ipfilter=True, configure=False))
+    hardware.configure(change, "net0", Wish(macfilter=False, ipadd=("192.0.2.5/32",)))
+    change.apply()
+    (tap,) = networks.wanted(machine.current())
+    assert (tap.mac_filter, tap.ip_filter, tap.addresses) == (False, True, ("192.0.2.5/32",))
+    assert not guestsettings.configured_inside(machine.current(), "net0")
+    change = Change(machine)
+    hardware.remove(change, "net0")
+    change.apply()
+    assert guestsettings.configured_inside(machine.current(), "net0")
+    assert not [name for name in machine.current().settings if name.startswith("net0.")]
+
+
+def test_a_disk_of_the_server_gets_the_guests_own_commands() -> None:
+    disk = devices.Disk.new("/dev/sdz", plain=True, bus="scsi", position=0)
+    disk.pass_through()
+    assert (disk.element.get("device"), disk.element.get("type")) == ("lun", "block")
+    assert type(devices.wrap(disk.element)) is devices.Disk
+
+
+@needs_qemu_img
+def test_a_good_image_is_left_and_a_broken_one_told(machine: Machine) -> None:
+    image = machine.record.home / "hdd0.qcow2"
+    before = image.read_bytes()
+    machine.repair_disks()
+    assert image.read_bytes() == before
+    image.write_bytes(before[:24] + b"\xff" * 4096)
+    with pytest.raises(images.ImageBroken):
+        machine.repair_disks()
+
+
+@needs_qemu_img
+def test_an_image_that_was_to_be_replaced_is_back_when_the_change_fails(machine: Machine) -> None:
+    from vmm import hardware
+    from vmm.wish import Wish
+
+    image = machine.paths.root / "other.qcow2"
+    images.create(image, 1 << 20, plain=False)
+    assert image.stat().st_mode & 0o777 == 0o600
+    before = image.read_bytes()
+    for apply in (False, True):
+        change = Change(machine)
+        hardware.add(change, "hdd", Wish(image=str(image), size="2", recreate=True))
+        if apply:
+            change.apply()
+            assert images.info(image).virtual_bytes == 2 << 20
+        else:
+            change.give_up()
+            assert image.read_bytes() == before
+    assert [path.name for path in image.parent.glob(".tmp-*")] == []
