@@ -106,6 +106,20 @@ class MachineEntry:
             words += self.domain.setting(f"{adapter.name}.ips").split()
         return [word.partition("/")[0] for word in words] or None
 
+    def flags(self) -> Value:
+        """Return what is special about how it runs."""
+        from vmm import firmware, undo
+
+        if self.domain is None:
+            return None
+        words = {
+            "template": self.is_template,
+            "kvm": self.domain.root.get("type") == "kvm",
+            "efi": firmware.is_efi(self.domain),
+            "undo": undo.mode(self.domain) != "off",
+        }
+        return [word for word, holds in words.items() if holds] or None
+
     def page(self) -> tuple[dict[str, object], list[str]]:
         """Return everything known of a machine that can be read, as facts and as text."""
         from vmm import devices, hardware, info
@@ -126,6 +140,7 @@ _FIELDS: dict[str, Callable[[MachineEntry], Value]] = {
     "status": lambda e: e.state.value,
     "dist": lambda e: e.setting("distribution"),
     "owner": lambda e: e.setting("host-admin") or "root",
+    "system-flags": lambda e: e.flags(),
     "description": lambda e: (e.domain.description or None) if e.domain is not None else None,
     "ip": lambda e: e.addresses(),
     "ip_configured": lambda e: e.addresses(),

@@ -40,6 +40,7 @@ FIELDS: dict[str, Field[Entry]] = {
         _base("status", "STATUS", -12),
         Field[Entry]("dist", "DIST", -15, lambda e: e.config.get("DISTRIBUTION") or ostemplate(e)),
         Field[Entry]("owner", "OWNER", -32, lambda e: "root"),
+        Field[Entry]("system-flags", "SYSTEM_FLAGS", -16, lambda e: None),
         _base("description", "DESCRIPTION", -32),
         Field[Entry]("numproc", "NPROC", 9, _nproc),
         _base("ip", "IP_ADDR", -15),

@@ -317,8 +317,13 @@ def problem_report(context: Context, args: argparse.Namespace) -> None:
     """Write an archive with what a support person needs, secrets left out."""
     from vmm import report
 
+    if args.send:
+        raise InvalidOption(
+            "reports are sent nowhere: read it first, then give it to whom you trust",
+            hint=f"pctl problem-report {args.ident} > report.tar.gz",
+        )
     if sys.stdout.isatty():
-        raise InvalidOption("an archive is nothing for a terminal", hint="> FILE.tar.zst")
+        raise InvalidOption("an archive is nothing for a terminal", hint="> FILE.tar.gz")
     with opened(context, args.ident) as machine:
         report.write(machine, sys.stdout.buffer)
 
@@ -398,6 +403,9 @@ VERBS: tuple[Verb, ...] = (
     Verb("installtools", "put the CD with the guest tools into a drive", installtools, (ID,)),
     Verb("reset-uptime", "begin to count the uptime anew", reset_uptime, (ID,)),
     Verb("problem-report", "write an archive for support", problem_report, (ID,
-         option("-d", "--dump", help="to standard output (default)", action="store_true")),
+         option("-d", "--dump", help="to standard output (default)", action="store_true"),
+         option("-s", "--send", help="refused: reports are sent nowhere", action="store_true"),
+         option("--proxy", help="accepted with --send", metavar="SERVER"),
+         option("--no-proxy", help="accepted with --send", action="store_true")),
          changes=False),
 )  # fmt: skip
