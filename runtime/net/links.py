@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from runtime import syscalls
 from runtime.errors import SystemFailure
+from runtime.net.contexts import Closing
 from runtime.net.names import PROTOCOL
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Link:
     lower: int = 0
 
 
-class Links:
+class Links(Closing):
     """A route socket in one network namespace; use it in a ``with``."""
 
     def __init__(self, netns_fd: int | None = None) -> None:
@@ -108,17 +108,6 @@ class Links:
         with entered(netns_fd):
             # Without strict checking the kernel ignores the filters of a dump.
             self.route: Any = IPRoute(strict_check=True)
-
-    def __enter__(self) -> Links:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket."""
@@ -312,30 +301,23 @@ class Links:
 
     def set_proxy(self, address: str, index: int) -> None:
         """Answer for ``address`` on an interface (proxy ARP or ND); raises SystemFailure."""
-        self._do(
-            f"answer for {address}",
-            self.route.neigh,
-            "replace",
-            dst=address,
-            ifindex=index,
-            family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-            flags=_NTF_PROXY,
-            state=0,
-            protocol=PROTOCOL,
-        )
+        self._proxy("replace", address, index, protocol=PROTOCOL)
 
     def delete_proxy(self, address: str, index: int) -> None:
         """Answer for ``address`` no longer; absent is success. Raises SystemFailure."""
+        self._proxy("del", address, index, ignore=(errno.ENOENT, errno.ENODEV))
+
+    def _proxy(self, word: str, address: str, index: int, **more: Any) -> None:
         self._do(
-            f"stop answering for {address}",
+            f"{word} the answers for {address}",
             self.route.neigh,
-            "del",
+            word,
             dst=address,
             ifindex=index,
             family=socket.AF_INET6 if ":" in address else socket.AF_INET,
             flags=_NTF_PROXY,
             state=0,
-            ignore=(errno.ENOENT, errno.ENODEV),
+            **more,
         )
 
     def proxies(self) -> set[tuple[str, int]]:

@@ -10,10 +10,10 @@ import ctypes
 import functools
 import json
 import os
-from types import TracebackType
 from typing import Any
 
 from runtime.errors import NoKernelSupport, SystemFailure
+from runtime.net.contexts import Closing
 
 # nftables/libnftables.h
 _NFT_CTX_OUTPUT_JSON = 1 << 4
@@ -48,7 +48,7 @@ class NftFailed(SystemFailure):
     """nftables refused a script."""
 
 
-class Nft:
+class Nft(Closing):
     """A context of libnftables in the network namespace of the moment; use it in a ``with``."""
 
     def __init__(self) -> None:
@@ -59,17 +59,6 @@ class Nft:
             raise NoKernelSupport("nftables cannot be used", hint="modprobe nf_tables")
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
-
-    def __enter__(self) -> Nft:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the context; twice is success."""

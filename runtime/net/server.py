@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
-from types import TracebackType
 
 from runtime import locks, state
 from runtime.config import Config, ConfigFile
@@ -33,6 +32,7 @@ from runtime.net import (
     taps,
 )
 from runtime.net.bridged import port_of
+from runtime.net.contexts import Closing
 from runtime.net.links import Links
 from runtime.net.model import ContainerNet
 from runtime.net.nft import Nft
@@ -62,7 +62,7 @@ def container_config(paths: Paths, ctid: int) -> Config:
     return Config(ctid=ctid, container=file, server=server_file(paths), defaults=DEFAULTS)
 
 
-class Server:
+class Server(Closing):
     """The host's network in this namespace; use it in a ``with``."""
 
     def __init__(self, paths: Paths) -> None:
@@ -70,15 +70,8 @@ class Server:
         self.paths = paths
         self._stack = ExitStack()
 
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the sockets."""
         self._stack.close()
 
     @cached_property

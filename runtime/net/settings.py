@@ -7,11 +7,13 @@ turns them into the one setting they amount to.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 from runtime.errors import InvalidOption, VethFailed
 from runtime.net import addresses, netdevs, netfilter, netif, rates
-from runtime.settings import Setting, yes_no
+from runtime.settings import Merge, Setting, yes_no
 
 _LIVE = "runtime.net.live:apply_network"
 _LIVE_DNS = "runtime.net.live:apply_dns"
@@ -82,36 +84,29 @@ def _portable(text: str | None, ctid: int) -> str | None:
     return re.sub(rf"host_ifname=v(?:eth)?{ctid}\.(?=\d)", "host_ifname=veth$VEID.", text)
 
 
-def _netif_add(stored: str | None, given: Sequence[str]) -> str | None:
-    stored = (stored or "").replace("$VEID", "0") or None
-    ctid = _ctid_of(stored)
-    for word in given:
-        stored = netif.add(stored, word, ctid)
-    return _portable(stored, ctid)
+def _each(change: Callable[[str | None, str, int], str | None]) -> Merge:
+    """Return what does one change of a NETIF line for every argument."""
+
+    def merge(stored: str | None, given: Sequence[str]) -> str | None:
+        # What an option before this one on the same command line stored has no number in it yet.
+        stored = (stored or "").replace("$VEID", "0") or None
+        ctid = _ctid_of(stored)
+        for argument in given:
+            stored = change(stored, argument, ctid)
+        return _portable(stored, ctid)
+
+    return merge
 
 
-def _netif_del(stored: str | None, given: Sequence[str]) -> str | None:
-    stored = (stored or "").replace("$VEID", "0") or None
-    ctid = _ctid_of(stored)
-    for word in given:
-        stored = netif.remove(stored, word, ctid)
-    return _portable(stored, ctid)
-
-
-def _netif_set(stored: str | None, given: Sequence[str]) -> str | None:
-    # What an option before this one on the same command line stored has no number in it yet.
-    stored = (stored or "").replace("$VEID", "0") or None
-    ctid = _ctid_of(stored)
-    for argument in given:
-        ifname, *words = argument.split(_UNIT if _UNIT in argument else ",")
-        values: dict[str, list[str]] = {}
-        for word in words:
-            key, equals, value = word.partition("=")
-            if not equals:
-                raise VethFailed(f"not KEY=VALUE: {word[:60]!r}")
-            values.setdefault(key, []).append(value)
-        stored = netif.change(stored, ifname, values, ctid)
-    return _portable(stored, ctid)
+def _netif_set(stored: str | None, argument: str, ctid: int) -> str | None:
+    ifname, *words = argument.split(_UNIT if _UNIT in argument else ",")
+    values: dict[str, list[str]] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise VethFailed(f"not KEY=VALUE: {word[:60]!r}")
+        values.setdefault(key, []).append(value)
+    return netif.change(stored, ifname, values, ctid)
 
 
 def _needs_ifname(stored: str | None, given: Sequence[str]) -> str | None:
@@ -122,123 +117,104 @@ def _rate(stored: str | None, given: Sequence[str]) -> str | None:
     return rates.merge(stored, list(given))
 
 
-def _adapter_row(option: str, metavar: str, help: str) -> Setting:
+def _row(option: str, key: str, metavar: str, help: str, **more: Any) -> Setting:
+    return Setting(option, key, help, metavar=metavar, group="Network", **more)
+
+
+def _netif_row(option: str, metavar: str, help: str, merge: Merge) -> Setting:
     return Setting(
-        option,
-        "NETIF",
-        f"{help} (with --ifname)",
-        metavar=metavar,
-        merge=_needs_ifname,
-        live=_LIVE,
-        group="Adapters",
+        option, "NETIF", help, metavar=metavar, merge=merge, live=_LIVE, group="Adapters"
+    )
+
+
+def _adapter_row(option: str, metavar: str, help: str) -> Setting:
+    return _netif_row(option, metavar, f"{help} (with --ifname)", _needs_ifname)
+
+
+def _both(
+    stem: str,
+    key: str,
+    metavar: str,
+    helps: tuple[str, str],
+    module: ModuleType,
+    live: str | None,
+) -> tuple[Setting, Setting]:
+    """Return the rows that add to a list and take from it."""
+    return (
+        _row(f"{stem}add", key, metavar, helps[0], check=module.check, merge=module.add, live=live),
+        _row(
+            f"{stem}del",
+            key,
+            f"{metavar.partition('[')[0]}|all",
+            helps[1],
+            check=module.check_removal,
+            merge=module.remove,
+            live=live,
+        ),
     )
 
 
 ROWS = (
-    Setting(
-        "ipadd",
+    *_both(
+        "ip",
         "IP_ADDRESS",
-        "an address to add",
-        check=addresses.check,
-        metavar="ADDRESS[/MASK]",
-        merge=addresses.add,
-        live=_LIVE,
-        group="Network",
+        "ADDRESS[/MASK]",
+        ("an address to add", "an address to remove, or all"),
+        addresses,
+        _LIVE,
     ),
-    Setting(
-        "ipdel",
-        "IP_ADDRESS",
-        "an address to remove, or all",
-        check=addresses.check_removal,
-        metavar="ADDRESS|all",
-        merge=addresses.remove,
-        live=_LIVE,
-        group="Network",
-    ),
-    Setting(
-        "ext_ipadd",
+    *_both(
+        "ext_ip",
         "EXT_IP_ADDRESS",
-        "an address assigned by other means (only shown)",
-        check=addresses.check,
-        metavar="ADDRESS",
-        merge=addresses.add,
-        group="Network",
+        "ADDRESS",
+        (
+            "an address assigned by other means (only shown)",
+            "such an address to forget, or all",
+        ),
+        addresses,
+        None,
     ),
-    Setting(
-        "ext_ipdel",
-        "EXT_IP_ADDRESS",
-        "such an address to forget, or all",
-        check=addresses.check_removal,
-        metavar="ADDRESS|all",
-        merge=addresses.remove,
-        group="Network",
-    ),
-    Setting(
+    _row(
         "nameserver",
         "NAMESERVER",
+        "ADDRESS|inherit",
         "a DNS server, or inherit: those of the server; replaces the old ones",
         check=addresses.nameserver,
-        metavar="ADDRESS|inherit",
         merge=addresses.replace_all,
         live=_LIVE_DNS,
-        group="Network",
     ),
-    Setting(
+    _row(
         "searchdomain",
         "SEARCHDOMAIN",
+        "DOMAIN|inherit",
         "a DNS search domain, or inherit; replaces the old ones",
         check=addresses.searchdomain,
-        metavar="DOMAIN|inherit",
         merge=addresses.replace_all,
         live=_LIVE_DNS,
-        group="Network",
     ),
-    Setting(
+    _netif_row(
         "netif_add",
-        "NETIF",
+        "IFNAME[,MAC[,HOST_IFNAME[,HOST_MAC]]]",
         "an adapter to add in a virtual network",
-        metavar="IFNAME[,MAC[,HOST_IFNAME[,HOST_MAC]]]",
-        merge=_netif_add,
-        live=_LIVE,
-        group="Adapters",
+        _each(netif.add),
     ),
-    Setting(
-        "netif_del",
-        "NETIF",
-        "an adapter to remove, or all",
-        metavar="IFNAME|all",
-        merge=_netif_del,
-        live=_LIVE,
-        group="Adapters",
-    ),
-    Setting(
-        "netdev_add",
+    _netif_row("netif_del", "IFNAME|all", "an adapter to remove, or all", _each(netif.remove)),
+    *_both(
+        "netdev_",
         "NETDEV",
-        "a network interface of the server to hand over while it runs",
-        check=netdevs.check,
-        metavar="NAME",
-        merge=netdevs.add,
-        live=_LIVE,
-        group="Network",
+        "NAME",
+        (
+            "a network interface of the server to hand over while it runs",
+            "such an interface to take back, or all",
+        ),
+        netdevs,
+        _LIVE,
     ),
-    Setting(
-        "netdev_del",
-        "NETDEV",
-        "such an interface to take back, or all",
-        check=netdevs.check_removal,
-        metavar="NAME|all",
-        merge=netdevs.remove,
-        live=_LIVE,
-        group="Network",
-    ),
-    Setting(
+    _netif_row(
         "netif_set",
-        "NETIF",
+        "IFNAME,KEY=VALUE…",
         "changes of an adapter in the words of NETIF",
-        metavar="IFNAME,KEY=VALUE…",
-        merge=_netif_set,
-        live=_LIVE,
-        group="Adapters",
+        _each(_netif_set),
     ),
     _adapter_row("ifname", "IFNAME", "the adapter that the following options mean"),
     _adapter_row("ip", "ADDRESS[/MASK]", "the only address"),
@@ -252,40 +228,38 @@ ROWS = (
     _adapter_row("network", "NETWORK", "virtual network to connect to; '' disconnects"),
     _adapter_row("configure", "all|none", "whether addresses are set from outside"),
     _adapter_row("mac_filter", "on|off", "let it use only its own addresses"),
-    Setting(
+    _row(
         "rate",
         "RATE",
+        "DEVICE:CLASS:KBPS",
         "guaranteed rate of outgoing traffic of a class",
         check=rates.check,
-        metavar="DEVICE:CLASS:KBPS",
         merge=_rate,
         live=_LIVE_RATE,
-        group="Network",
     ),
-    Setting(
+    _row(
         "ratebound",
         "RATEBOUND",
+        "VALUE",
         "whether RATE is the limit too",
         check=yes_no,
         choices=("yes", "no"),
         live=_LIVE_RATE,
-        group="Network",
     ),
-    Setting(
+    _row(
         "netfilter",
         "NETFILTER",
+        "VALUE",
         "which parts of netfilter it may use",
         check=netfilter.check,
         choices=tuple(netfilter.Level),
-        group="Network",
     ),
-    Setting(
+    _row(
         "iptables",
         "IPTABLES",
+        "MODULE…",
         "iptables modules it may use; without --netfilter they decide the level",
         check=netfilter.check_modules,
-        metavar="MODULE…",
         merge=addresses.replace_all,
-        group="Network",
     ),
 )
