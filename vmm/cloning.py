@@ -16,7 +16,7 @@ from vmm.machine import Machine
 from vmm.registry import MachineRecord
 
 #: What a bundle holds beside disks and description that a copy needs too.
-_CARRIED = ("vmlinuz", "initrd", "nvram.fd")
+_CARRIED = ("vmlinuz", "initrd", "nvram.fd", "tools.iso")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Hdd:
 
             self.machine.stopped(doing)
             check_unmounted(self.machine, doing)
+            self.machine.check_dependents(doing)
             undo.check_settled(self.machine, self.machine.read_domain(), "changing a disk")
             if snapshots.exist(self.machine.record):
                 raise ImageResizeFailed(

@@ -79,6 +79,8 @@ def mount(machine: Machine, *, writable: bool) -> list[Place]:
         raise ImageMountFailed(
             f"machine {machine.label} is mounted", hint=f"pctl umount {machine.label}"
         )
+    if writable:
+        machine.check_dependents("mount the disks for writing of")
     base = point(machine.paths, machine.record)
     notes: dict[str, Any] = {"servers": [], "places": []}
     places: list[Place] = []

@@ -238,7 +238,7 @@ class Machine:
     def _prepare(self) -> libvirt.virDomain:
         """Bring the description in line with this server; raises DevicesFailed."""
         domain = self.current().copy()
-        self._check_dependents("start")
+        self.check_dependents("start")
         for device in devices.all_of(domain):
             if isinstance(device, devices.Disk) and device.image:
                 _check_image(self.label, device)
@@ -379,7 +379,7 @@ class Machine:
                 f"machine {self.record.braced} is in the state '{found}' and cannot be deleted",
                 hint=f"pctl stop {self.label}",
             )
-        self._check_dependents("delete")
+        self.check_dependents("delete")
         self._check_unmounted("delete")
         self.progress.say("Deleting the VM...")
         # Begun, it is finished by the next command even if this one is killed.
@@ -388,7 +388,7 @@ class Machine:
         entry.clear()
         self.progress.say("The VM has been successfully deleted.")
 
-    def _check_dependents(self, doing: str) -> None:
+    def check_dependents(self, doing: str) -> None:
         """Refuse what would change disks that others are based on; raises DevicesFailed."""
         from vmm.cloning import dependents
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,63 @@ def test_a_verb_whose_libvirtd_is_killed_leaves_a_machine_that_works(
     works(running)
     names = [path.name for path in running.home.iterdir() if path.name.startswith(".tmp")]
     assert names == []
+
+
+def test_libvirtd_killed_under_verbs_of_a_stopped_machine(stopped: Lab) -> None:
+    for words in (
+        ("start", "demo"),
+        ("set", "demo", "--device-add", "hdd", "--size", "64"),
+        ("set", "demo", "--name", "demo2"),
+        ("set", "demo2", "--name", "demo"),
+        ("move", "demo", "--dst", str(stopped.homes / "moved")),
+    ):
+        if stopped.run("pctl", "status", "demo").stdout.split()[-1:] == ["running"]:
+            stopped.run("pctl", "stop", "demo", "--kill")
+        process = stopped.popen("pctl", *words, stdout=-1, stderr=-1)
+        time.sleep(0.2)
+        kill_libvirtd(stopped)
+        _out, error = process.communicate(timeout=150)
+        assert b"Traceback" not in error, words
+        rows = json.loads(stopped.vm("list", "-a", "-j", "-o", "name,home"))
+        assert len(rows) == 1, words
+        if rows[0]["name"] != "demo":
+            stopped.vm("set", "demo2", "--name", "demo")
+    works(stopped)
+    assert len(list(stopped.homes.rglob("*.pvm"))) == 1
+
+
+def test_killed_verbs_of_a_stopped_machine_lose_nothing(stopped: Lab) -> None:
+    stopped.vm("snapshot", "demo", "-n", "base")
+    elsewhere = stopped.homes / "moved"
+    for words in (
+        ("start", "demo"),
+        ("stop", "demo", "--kill"),
+        ("snapshot", "demo", "-n", "late"),
+        ("snapshot-switch", "demo", "-i", "base"),
+        ("snapshot-delete", "demo", "-i", "late"),
+        ("set", "demo", "--memsize", "320", "--device-add", "cdrom"),
+        ("set", "demo", "--name", "demo2"),
+        ("set", "demo", "--name", "demo"),
+        ("move", "demo", "--dst", str(elsewhere)),
+    ):
+        process = stopped.popen("pctl", *words, stdout=-1, stderr=-1)
+        time.sleep(0.17)
+        process.kill()
+        process.communicate()
+        (row,) = json.loads(stopped.vm("list", "-a", "-j", "-o", "name"))
+        if row["name"] != "demo":
+            stopped.vm("set", row["name"], "--name", "demo")
+        # Any locked command settles what was left.
+        stopped.run("pctl", "umount", "demo")
+        held = subprocess.run(
+            ["qemu-img", "snapshot", "-U", "-l", stopped.facts()["devices"][0]["image"]],  # type: ignore[index] # JSON
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        listed = {one["uuid"] for one in json.loads(stopped.vm("snapshot-list", "demo", "-j"))}
+        assert {word for word in held.split() if word.count("-") == 4 and len(word) == 36} == listed
+    works(stopped)
+    assert "base" in stopped.vm("snapshot-list", "demo", "-t")
+    assert len(list(stopped.homes.rglob("*.pvm"))) == 1
 
 
 @pytest.mark.parametrize("verb", ["suspend", "snapshot"])

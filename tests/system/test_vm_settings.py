@@ -234,5 +234,8 @@ def test_a_machine_on_which_others_are_based_is_not_started(stopped: Lab) -> Non
     stopped.vm("clone", "demo", "--name", "linked", "--linked")
     # What it writes would be seen, in parts, by its clones.
     assert "linked clones share disks" in stopped.fails(86, "pctl", "start", "demo")
+    for words in (("pctl", "mount", "demo", "-o", "rw"),
+                  ("prl_disk_tool", "compact", "--hdd", str(stopped.disk))):  # fmt: skip
+        assert "linked clones share disks" in stopped.fails(86, *words)
     stopped.ok("prl_disk_tool", "merge", "--hdd", stopped.homes / "linked.pvm" / "hdd0.qcow2")
     stopped.vm("start", "demo")
