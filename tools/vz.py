@@ -146,8 +146,10 @@ def start(context: Context, args: argparse.Namespace) -> int:
 
 def _reconcile_network(context: Context, rows: Sequence[Entry]) -> None:
     """Bring the host's side of the network in order before the first container needs it."""
-    from runtime.net import names
+    from runtime.net import names, netfilter
 
+    for reason in netfilter.load_modules(context.server().get("IPTABLES_MODULES") or ""):
+        print(f"vz: IPTABLES_MODULES: {reason}", file=sys.stderr)
     if any(names.wanted(row.config) for row in rows):
         from runtime.net.server import Server
 

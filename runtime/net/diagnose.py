@@ -5,14 +5,15 @@ Nothing is changed. Each finding says what to do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import state
 from runtime.errors import VzError
-from runtime.net import guard, guestcfg, names, networks, privnet
+from runtime.net import guard, guestcfg, names, netdevs, networks, privnet
 from runtime.net.links import Link, Links, entered, open_namespace
 from runtime.net.model import ContainerNet
 from runtime.net.routed import Uplink
@@ -37,7 +38,7 @@ def checks(paths: Paths, ctid: int, config: Mapping[str, str]) -> Iterator[Findi
     except VzError as error:
         yield Finding("configuration", "fail", error.message, "correct it with pctl set")
         return
-    if not net.ips and not net.adapters:
+    if not (net.ips or net.adapters or net.devices):
         yield Finding(
             "configuration",
             "warn",
@@ -59,6 +60,8 @@ def checks(paths: Paths, ctid: int, config: Mapping[str, str]) -> Iterator[Findi
                 yield from _routes(server.host, net, ups)
             if run is not None and run.init is not None and run.init.alive:
                 yield from _inside(run.init.pid, net)
+            pid = run.init.pid if run is not None and run.init is not None else 0
+            yield from _devices(paths, server.host, net, pid)
             yield from _drops(server, net)
             yield from _private(paths, net)
         except OSError as error:
@@ -125,6 +128,24 @@ def _network(paths: Paths, host: Links, network: str, ifname: str, ctid: int) ->
         )
     else:
         yield Finding("network", "ok", f"{network} ({found.bridge})")
+
+
+def _devices(paths: Paths, host: Links, net: ContainerNet, pid: int) -> Iterator[Finding]:
+    """Find the server's interfaces: inside while it runs, else at home."""
+    if not net.devices:
+        return
+    with ExitStack() as stack:
+        netns_fd = -1
+        if pid:
+            netns_fd = open_namespace(pid)
+            stack.callback(os.close, netns_fd)
+        for name in net.devices:
+            inside = pid != 0 and netdevs.is_there(paths, net.ctid, name, netns_fd)
+            if inside or (not pid and host.index(name) is not None):
+                yield Finding("device", "ok", f"{name} {'inside' if inside else 'at hand'}")
+            else:
+                todo = f"pctl restart {net.ctid}" if pid else "pnetcfg if list shows what there is"
+                yield Finding("device", "fail", f"{name} is missing", todo)
 
 
 def _routes(host: Links, net: ContainerNet, ups: tuple[Uplink, ...]) -> Iterator[Finding]:

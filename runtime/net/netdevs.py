@@ -135,7 +135,7 @@ def apply(
     have = {row.name for row in lent(paths, ctid)}
     if not wanted and not have:
         return
-    fresh = [name for name in wanted if not _is_there(paths, ctid, name, netns_fd)]
+    fresh = [name for name in wanted if not is_there(paths, ctid, name, netns_fd)]
     for name in fresh:  # all of them before the first is moved
         if name in inside:
             raise NetdevFailed(f"the container has an adapter called {name} already")
@@ -147,7 +147,8 @@ def apply(
         _move_in(paths, host, ctid, name, netns_fd)
 
 
-def _is_there(paths: Paths, ctid: int, name: str, netns_fd: int) -> bool:
+def is_there(paths: Paths, ctid: int, name: str, netns_fd: int) -> bool:
+    """Whether a container has an interface of the server, in whatever name."""
     row = next((row for row in lent(paths, ctid) if row.name == name), None)
     if row is None:
         return False

@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shutil
 import stat
+import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from runtime.config import Config
 
 TABLE = "pyvz_level"
+_MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,55}")
 #: The first place there is; the first after conntrack's (linux/netfilter_ipv4.h).
 _FIRST, _AFTER_CONNTRACK = -(2**31), -199
 
@@ -76,6 +80,35 @@ def check_modules(text: str) -> str:
         if word not in _LEVEL_OF:
             raise NetfilterFailed(f"unknown iptables module: {word[:40]!r}", hint="--netfilter")
     return " ".join(words)
+
+
+def load_modules(text: str) -> list[str]:
+    """Load vz.conf's IPTABLES_MODULES, modprobe(8); return those that cannot be had, with why.
+
+    What is built into the kernel is there. Containers cannot load modules by themselves, though
+    the kernel loads most when a rule needs them.
+    """
+    failed = []
+    program = shutil.which("modprobe", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    for name in text.replace(",", " ").split():
+        if os.path.isdir(f"/sys/module/{name.replace('-', '_')}"):
+            continue
+        if not _MODULE.fullmatch(name):
+            failed.append(f"{name[:40]!r}: no name of a module")
+            continue
+        if program is None:
+            failed.append(f"{name}: modprobe is not installed")
+            continue
+        done = subprocess.run(
+            [program, "-q", "--", name],
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"},
+        )
+        if done.returncode:
+            failed.append(f"{name}: the kernel has no such module")
+    return failed
 
 
 def level(config: Config) -> Level:

@@ -59,6 +59,7 @@ def test_an_interface_comes_and_goes_live(world: World) -> None:
     world.ok("vzctl", "start", 101)
     world.ok("pctl", "set", 101, "--netdev_add", "card0", "--save")
     use(world, 101)
+    assert "card0 inside" in world.ok("pctl", "diagnose", 101, "net")
     # What follows concerns something else, and must leave it alone.
     world.ok("pctl", "set", 101, "--ipadd", "198.18.0.101", "--save")
     world.ok("pctl", "exec", 101, f"ping -c1 -W2 {PEER4}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,16 @@ def test_the_filter_of_a_disabled_level_refuses_the_way_to_the_rules(allowed: bo
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (0 if allowed else 3)
+
+
+def test_modules_of_the_server_are_loaded_or_named_with_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    fake = tmp_path / "modprobe"
+    fake.write_text(f'#!/bin/sh\necho "$3" >>{asked}\ntest "$3" != nf_missing\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(netfilter.shutil, "which", lambda _name, path="": str(fake))
+    failed = netfilter.load_modules("xt_one,nf_missing ../x -r")
+    assert asked.read_text().split() == ["xt_one", "nf_missing"]
+    assert [reason.partition(":")[0] for reason in failed] == ["nf_missing", "'../x'", "'-r'"]
