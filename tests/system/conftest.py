@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import files
 from runtime.paths import Paths
 
 BIN = Path(__file__).resolve().parents[2] / ".venv" / "bin"
@@ -211,7 +212,7 @@ def _system(template_area: Path, *, service: bool) -> Iterator[System]:
                 group.rmdir()
             except OSError:
                 continue
-        shutil.rmtree(root, ignore_errors=True)
+        files.remove_tree(root)
 
 
 @pytest.fixture

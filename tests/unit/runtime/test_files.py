@@ -47,3 +47,25 @@ def test_sweeping_spares_what_a_living_process_writes(tmp_path):
 
 def test_remove_tree_of_what_is_absent_succeeds(tmp_path):
     files.remove_tree(tmp_path / "nothing")
+
+
+def test_a_tree_of_any_depth_is_removed(tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    # Names that a removal would use itself.
+    (tree / f"{files._TEMPORARY}0").write_text("in the way")
+    (tree / f"{files._TEMPORARY}1").mkdir()
+    (tree / f"{files._TEMPORARY}1" / "full").touch()
+    (tree / "link").symlink_to(tmp_path)
+    here = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
+    for level in range(3000):
+        os.mkdir("d", dir_fd=here)
+        if level % 50 == 0:
+            os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    (tmp_path / "stays").touch()
+    files.remove_tree(tree)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["stays"]
