@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
+from netlab import lab
 from test_net_containers import World, world
+
+from runtime.net import attach
 
 pytestmark = pytest.mark.root
 __all__ = ["world"]
@@ -177,3 +183,30 @@ def test_a_start_that_fails_leaves_every_interface_at_home(world: World) -> None
     world.fails(104, "vzctl", "start", 101)
     assert at_home(world)
     assert not re.search(r"netns\.", " ".join(os.listdir(world.system.paths.run / "net")))
+
+
+def test_killed_at_any_moment_no_interface_is_lost(tmp_path: Path) -> None:
+    with lab(tmp_path) as made:
+        made.host.run("ip", "link", "add", "card0", "type", "veth", "peer", "name", "far0")
+        config = made.configure(101, IP_ADDRESS="198.18.0.101", NETDEV="card0")
+        ct = made.boot(101)
+
+        def setup() -> None:
+            attach.setup(made.paths, 101, config, ct.pid)
+
+        def teardown() -> None:
+            attach.teardown(made.paths, 101, config)
+
+        for delay_ms in range(10, 130, 12):
+            for act in (setup, teardown):
+                job = made.host.spawn(act)
+                time.sleep(delay_ms / 1e3)
+                os.kill(job.pid, signal.SIGKILL)
+                os.waitpid(job.pid, 0)
+                os.close(job.pipe)
+        made.host.call(setup)
+        assert "card0" in ct.run("ip", "-br", "link")
+        made.stop(101)
+        assert "card0@far0" in made.host.run("ip", "-br", "link")
+        assert made.leftovers() == []
+        assert not list((made.paths.run / "net").glob("netns.*"))

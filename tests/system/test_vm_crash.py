@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,11 @@ def kill_libvirtd(lab: Lab) -> None:
     pid = Daemon(lab.paths).pid()
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
+
+
+def bundles(lab: Lab) -> list[Path]:
+    """Return every bundle, at its old or its new place."""
+    return [*lab.homes.glob("*.pvm"), *(lab.root / "moved").glob("*.pvm")]
 
 
 def works(lab: Lab) -> None:
@@ -62,7 +68,7 @@ def test_libvirtd_killed_under_verbs_of_a_stopped_machine(stopped: Lab) -> None:
         ("set", "demo", "--device-add", "hdd", "--size", "64"),
         ("set", "demo", "--name", "demo2"),
         ("set", "demo2", "--name", "demo"),
-        ("move", "demo", "--dst", str(stopped.homes / "moved")),
+        ("move", "demo", "--dst", str(stopped.root / "moved")),
     ):
         if stopped.run("pctl", "status", "demo").stdout.split()[-1:] == ["running"]:
             stopped.run("pctl", "stop", "demo", "--kill")
@@ -76,12 +82,11 @@ def test_libvirtd_killed_under_verbs_of_a_stopped_machine(stopped: Lab) -> None:
         if rows[0]["name"] != "demo":
             stopped.vm("set", "demo2", "--name", "demo")
     works(stopped)
-    assert len(list(stopped.homes.rglob("*.pvm"))) == 1
+    assert len(bundles(stopped)) == 1
 
 
 def test_killed_verbs_of_a_stopped_machine_lose_nothing(stopped: Lab) -> None:
     stopped.vm("snapshot", "demo", "-n", "base")
-    elsewhere = stopped.homes / "moved"
     for words in (
         ("start", "demo"),
         ("stop", "demo", "--kill"),
@@ -91,7 +96,7 @@ def test_killed_verbs_of_a_stopped_machine_lose_nothing(stopped: Lab) -> None:
         ("set", "demo", "--memsize", "320", "--device-add", "cdrom"),
         ("set", "demo", "--name", "demo2"),
         ("set", "demo", "--name", "demo"),
-        ("move", "demo", "--dst", str(elsewhere)),
+        ("move", "demo", "--dst", str(stopped.root / "moved")),
     ):
         process = stopped.popen("pctl", *words, stdout=-1, stderr=-1)
         time.sleep(0.17)
@@ -110,7 +115,7 @@ def test_killed_verbs_of_a_stopped_machine_lose_nothing(stopped: Lab) -> None:
         assert {word for word in held.split() if word.count("-") == 4 and len(word) == 36} == listed
     works(stopped)
     assert "base" in stopped.vm("snapshot-list", "demo", "-t")
-    assert len(list(stopped.homes.rglob("*.pvm"))) == 1
+    assert len(bundles(stopped)) == 1
 
 
 @pytest.mark.parametrize("verb", ["suspend", "snapshot"])
