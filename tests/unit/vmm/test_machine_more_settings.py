@@ -6,7 +6,7 @@ import os
 import pwd
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,8 @@ from runtime.errors import (
     NotPermitted,
     SnapshotFailed,
 )
-from runtime.paths import Paths
-from runtime.progress import Silent
 from vmm import (
     account,
-    blueprint,
-    creation,
     devices,
     firmware,
     guestsettings,
@@ -35,13 +31,9 @@ from vmm import (
     undo,
     uptime,
 )
-from vmm.acceleration import Acceleration
 from vmm.change import Change
-from vmm.connection import Hypervisor
 from vmm.machine import Machine
-from vmm.registry import MachineRecord
 from vmm.settings import rows
-from vmm.systems import SYSTEMS
 
 pytest.importorskip("libvirt", reason="libvirt-python is missing: tools/bootstrap test")
 UUID = "12345678-1234-4234-8234-123456789abc"
@@ -51,25 +43,17 @@ needs_qemu_img = pytest.mark.skipif(
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    """A stopped machine with one disk, in libvirt's test driver."""
-    node = tmp_path / "node.xml"
-    node.write_text("<node/>")
-    paths = Paths(tmp_path)
-    with Hypervisor(paths, uri=f"test://{node}", accelerate="tcg") as way:
-        domain = blueprint.blank("web", UUID, SYSTEMS["linux"], Acceleration.EMULATED)
-        domain.root.set("type", "test")
-        home = paths.machines / "web.pvm"
-        home.mkdir(parents=True)
-        disk = devices.Disk.new(home / "hdd0.qcow2", plain=False, bus="virtio", position=0)
-        disk.name = "hdd0"
-        domain.devices.append(disk.element)
-        if shutil.which("qemu-img"):
-            subprocess.run(
-                ["qemu-img", "create", "-q", "-f", "qcow2", home / "hdd0.qcow2", "1M"], check=True
-            )
-        creation.write_config(home, domain)
-        yield creation.enlist(paths, MachineRecord(UUID, "web", home), way, Silent())
+def machine(machine: Machine) -> Machine:
+    """A stopped machine with one disk."""
+    home = machine.record.home
+    if shutil.which("qemu-img"):
+        images.create(home / "hdd0.qcow2", 1 << 20, plain=False)
+    domain = machine.current().copy()
+    disk = devices.Disk.new(home / "hdd0.qcow2", plain=False, bus="virtio", position=0)
+    disk.name = "hdd0"
+    domain.devices.append(disk.element)
+    machine.commit(domain)
+    return machine
 
 
 def set_(machine: Machine, option: str, value: str) -> None:

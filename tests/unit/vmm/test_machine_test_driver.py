@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,8 @@ from runtime.errors import AlreadyRunning, Mounted, NotRunning, StartDisabled, V
 from runtime.paths import Paths
 from runtime.progress import Silent
 from vmm import (
-    blueprint,
     boot,
     cloning,
-    creation,
     devices,
     images,
     registry,
@@ -24,39 +21,15 @@ from vmm import (
     snapshots,
     upkeep,
 )
-from vmm.acceleration import Acceleration
 from vmm.change import Change
 from vmm.connection import Hypervisor
 from vmm.machine import Machine
 from vmm.registry import MachineRecord
 from vmm.settings import rows
 from vmm.status import State
-from vmm.systems import SYSTEMS
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is missing: tools/bootstrap test")
 UUID = "12345678-1234-4234-8234-123456789abc"
-
-
-@pytest.fixture
-def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
-    """A connection of its own to the test driver."""
-    # A description of one's own gives a private driver; "default" is shared by the process.
-    node = tmp_path / "node.xml"
-    node.write_text("<node/>")
-    with Hypervisor(Paths(tmp_path), uri=f"test://{node}", accelerate="tcg") as found:
-        yield found
-
-
-@pytest.fixture
-def machine(hypervisor: Hypervisor) -> Machine:
-    """A stopped machine."""
-    paths = hypervisor.paths
-    domain = blueprint.blank("web", UUID, SYSTEMS["linux"], Acceleration.EMULATED)
-    domain.root.set("type", "test")
-    home = paths.machines / "web.pvm"
-    home.mkdir(parents=True)
-    creation.write_config(home, domain)
-    return creation.enlist(paths, MachineRecord(UUID, "web", home), hypervisor, Silent())
 
 
 def test_a_machine_starts_pauses_and_stops_once(machine: Machine) -> None:

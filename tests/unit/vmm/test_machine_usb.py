@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runtime.errors import DevicesFailed, InvalidValue
-from runtime.paths import Paths
-from runtime.progress import Silent
-from vmm import blueprint, creation, usb, usbwatch
-from vmm.acceleration import Acceleration
-from vmm.connection import Hypervisor
+from vmm import usb, usbwatch
 from vmm.domain import Domain, parse
 from vmm.machine import Machine
-from vmm.registry import MachineRecord
-from vmm.systems import SYSTEMS
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is missing: tools/bootstrap test")
 UUID = "12345678-1234-4234-8234-123456789abc"
@@ -42,21 +35,6 @@ def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.mkdir()
     monkeypatch.setattr(usb.present, "__defaults__", (place,))
     return place
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    """A stopped machine."""
-    node = tmp_path / "node.xml"
-    node.write_text("<node/>")
-    paths = Paths(tmp_path)
-    with Hypervisor(paths, uri=f"test://{node}", accelerate="tcg") as way:
-        domain = blueprint.blank("web", UUID, SYSTEMS["linux"], Acceleration.EMULATED)
-        domain.root.set("type", "test")
-        home = paths.machines / "web.pvm"
-        home.mkdir(parents=True)
-        creation.write_config(home, domain)
-        yield creation.enlist(paths, MachineRecord(UUID, "web", home), way, Silent())
 
 
 def test_devices_are_listed_without_hubs_and_interfaces(sysfs: Path) -> None:
