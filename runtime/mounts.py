@@ -47,17 +47,23 @@ def new(kind: str, options: Mapping[str, str | None], attributes: int) -> int:
 def clone(
     path: str, *, dir_fd: int = syscalls.AT_FDCWD, attributes: int = 0, recursive: bool = False
 ) -> int:
-    """Return a detached bind mount of ``path`` with ``attributes`` added; raises OSError."""
+    """Return a detached bind mount of ``path`` with ``attributes`` added; raises OSError.
+
+    It is private. A copy of a shared mount, which all are where systemd runs, would be its peer:
+    what a container mounts on it would show on the server, and it could become no root
+    (pivot_root(2), EINVAL).
+    """
     flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
     if not path:
         flags |= syscalls.AT_EMPTY_PATH
     fd = syscalls.open_tree(dir_fd, path, flags)
-    if attributes:
-        try:
-            syscalls.mount_setattr(fd, add=attributes, recursive=recursive)
-        except OSError:
-            os.close(fd)
-            raise
+    try:
+        syscalls.mount_setattr(
+            fd, add=attributes, propagation=syscalls.MS_PRIVATE, recursive=recursive
+        )
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -315,10 +315,16 @@ def fsmount(fd: int, attributes: int) -> int:
 
 
 def mount_setattr(
-    fd: int, *, add: int = 0, clear: int = 0, userns_fd: int = 0, recursive: bool = False
+    fd: int,
+    *,
+    add: int = 0,
+    clear: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+    recursive: bool = False,
 ) -> None:
-    """Change attributes of the mount ``fd``, mount_setattr(2)."""
-    packed = struct.pack("<QQQQ", add, clear, 0, userns_fd)
+    """Change attributes and ``propagation`` (0: as it is) of the mount ``fd``, mount_setattr(2)."""
+    packed = struct.pack("<QQQQ", add, clear, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     if _mount_setattr(fd, b"", flags, packed, len(packed)):
         raise _failed(fd)
