@@ -31,8 +31,9 @@ PACKAGES = (
     *("linux-image-amd64", "initramfs-tools", "systemd-sysv", "systemd-timesyncd", "dbus", "udev"),
     *("ca-certificates", "python3", "python3-venv", "zstd"),
 )
-#: Files which decide what is in the image, from the top of the checkout.
-_INPUTS = ("tools/bootstrap", "pyproject.toml")
+#: Files which decide what is in the image, from the top of the checkout: those of the stamp which
+#: tools/bootstrap leaves, else it would want the network in the guest.
+_INPUTS = ("tools/bootstrap", "tools/launchers.py", "pyproject.toml")
 #: The file system's size; the file is sparse.
 _DISK_BYTES = 12 << 30
 _NETWORK = "[Match]\nType=ether\n[Network]\nDHCP=yes\n"

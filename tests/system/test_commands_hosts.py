@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
+
+from tests.system.conftest import BIN, System
 
 pytestmark = pytest.mark.root
 
@@ -33,3 +36,26 @@ def test_ids_are_the_containers_own_whatever_shifts_them(system, transport, ids)
     assert f"Transport: {transport}" in page
     system.ok("vzctl", "restart", 101)
     assert system.ok("vzctl", "exec", 101, "stat -c %u:%g /new; cat /new").split() == ["33:34", "x"]
+
+
+def test_a_container_starts_where_all_mounts_are_shared_and_none_comes_out(system: System) -> None:
+    """As systemd leaves them: a copy of a shared mount is its peer unless told otherwise."""
+    system.create(101)
+    script = (
+        "mount --make-rshared / && vzctl start 101 && vzctl exec 101 'mount -t tmpfs none /mnt'"
+        " && cut -d' ' -f5 /proc/self/mountinfo; vzctl stop 101 --fast"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        env={"PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin", "VZ_ROOT": str(system.root)}
+        | {"VZ_SERVICE": "no"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    tree = str(system.paths.ct_root(101))
+    points = done.stdout.splitlines()
+    assert tree in points
+    assert [point for point in points if point.startswith(f"{tree}/")] == []

@@ -30,6 +30,7 @@ def test_an_image_is_named_after_what_decides_about_it(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "templates/recipes.d/debian-12/os/default/repositories").write_text("$X a main\n")
     (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "tools/launchers.py").write_text("")
     bootstrap = tmp_path / "tools/bootstrap"
     bootstrap.write_text("one")
     first = image.key(tmp_path)
