@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,4 +147,6 @@ def _disks(built: image.Image, scratch: Path, files: dict[str, str]) -> list[Dis
 
 
 if __name__ == "__main__":
+    # What stands in a "finally" is done then as well: the guest's disks are large.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))
     sys.exit(main(sys.argv[1:]))

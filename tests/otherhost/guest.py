@@ -44,7 +44,9 @@ def command(image: Image, disks: list[Disk], ports: Ports, acceleration: Acceler
     The guest has a network interface, as servers have, from which nothing is reached.
     """
     kvm = acceleration is Acceleration.KVM
-    argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot"]
+    # It dies with us, however we end.
+    argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+    argv += ["-nodefaults", "-display", "none", "-no-reboot"]
     argv += ["-machine", "q35", "-accel", "kvm" if kvm else "tcg,thread=multi"]
     argv += ["-cpu", "host" if kvm else "max", "-smp", str(_PROCESSORS), "-m", str(_MEMORY_MIB)]
     argv += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
