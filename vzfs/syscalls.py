@@ -28,6 +28,7 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOATIME = 1024
+MS_PRIVATE = 1 << 18
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -37,6 +38,7 @@ OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR__ATIME = 0x70
 
 # linux/fs.h
 RENAME_NOREPLACE = 1
@@ -156,20 +158,24 @@ def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
 def clone_mount(path: str | os.PathLike[str], *, read_only: bool, no_atime: bool = False) -> int:
     """Return a descriptor of a detached bind mount of the directory ``path``, open_tree(2).
 
-    Read-only means that nothing opened through it can be written, whatever flags the opener gave,
-    and that access times stay, which is also what ``no_atime`` means. Raises EPERM without CAP_SYS_ADMIN, ENOSYS before Linux 5.12.
+    It is private: what is mounted below ``path`` later is not seen through it. Read-only means that
+    nothing opened through it can be written, whatever flags the opener gave, and that access times
+    stay, which is also what ``no_atime`` means. Raises EPERM without CAP_SYS_ADMIN, ENOSYS before
+    Linux 5.12.
     """
     where = os.fsencode(path)
     fd = _open_tree(AT_FDCWD, where, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
     if fd < 0:
         raise _failed(where)
+    added = MOUNT_ATTR_RDONLY if read_only else 0
     if read_only or no_atime:
-        added = MOUNT_ATTR_NOATIME | (MOUNT_ATTR_RDONLY if read_only else 0)
-        attributes = struct.pack("<QQQQ", added, 0x70, 0, 0)
-        if _mount_setattr(fd, b"", AT_EMPTY_PATH, attributes, len(attributes)):
-            error = _failed(where)
-            os.close(fd)
-            raise error
+        added |= MOUNT_ATTR_NOATIME
+    # Where systemd shares all mounts a clone would be the peer of what it was made of.
+    attributes = struct.pack("<QQQQ", added, MOUNT_ATTR__ATIME if added else 0, MS_PRIVATE, 0)
+    if _mount_setattr(fd, b"", AT_EMPTY_PATH, attributes, len(attributes)):
+        error = _failed(where)
+        os.close(fd)
+        raise error
     return int(fd)
 
 
