@@ -120,6 +120,31 @@ def test_an_adapter_is_added_connected_and_removed_live(world: World) -> None:
     assert "eth0" not in world.ok("pctl", "exec", 101, "ip link")
 
 
+def test_a_client_inside_takes_what_dhcp_gives_at_boot_and_live(world: World) -> None:
+    world.create(101)
+    world.ok("pctl", "set", 101, "--netif_add", "eth0", "--save")
+    world.ok("pctl", "set", 101, "--ifname", "eth0", "--network", "Host-Only",
+             "--dhcp", "yes", "--save")  # fmt: skip
+    world.ok("vzctl", "start", 101)
+    assert leased(world, "eth0")
+    world.ok("pctl", "exec", 101, "ping -c1 -W2 10.37.130.1")
+    world.ok("pctl", "set", 101, "--netif_add", "eth1", "--save")
+    world.ok("pctl", "set", 101, "--ifname", "eth1", "--network", "Host-Only",
+             "--dhcp", "yes", "--save")  # fmt: skip
+    assert leased(world, "eth1")
+
+
+def leased(world: World, name: str) -> str:
+    """Wait for an IPv4 address on an adapter of 101; return it, or nothing after a while."""
+    deadline = time.monotonic() + 12
+    while time.monotonic() < deadline:
+        shown = world.ok("pctl", "exec", 101, f"ip -4 -o addr show dev {name}")
+        if found := re.search(r"inet (10\.37\.130\.\d+)/24", shown):
+            return found[1]
+        time.sleep(0.2)
+    return ""
+
+
 def test_adapter_options_without_an_adapter_are_refused(world: World) -> None:
     world.create(101)
     assert "--ifname" in world.fails(20, "pctl", "set", 101, "--gw", "10.0.0.1", "--save")
