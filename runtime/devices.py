@@ -6,15 +6,22 @@ are bound one by one into its own /dev, and its cgroup refuses the rest.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from runtime import features, mounts, syscalls
 from runtime.cgroup_limits import DeviceRule
 from runtime.errors import DevicesFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from runtime.paths import Paths
 
 #: Nodes every Linux program expects, as in the OCI specification (config-linux.md).
 BASIC = ("null", "zero", "full", "random", "urandom", "tty")
@@ -80,7 +87,7 @@ def access(config: Mapping[str, str]) -> Access:
     return Access(tuple(dict.fromkeys(rules)), basic, tuple(own.values()))
 
 
-def made(node: Node, owner: int) -> int:
+def made(paths: Paths, ctid: int, node: Node, owner: int) -> int:
     """Return a detached bind mount of a new node of user and group ``owner``; raises OSError.
 
     It lies on a file system of its own, which ends with the last mount of it. Call it as the
@@ -93,7 +100,28 @@ def made(node: Node, owner: int) -> int:
         os.mknod("node", kind, device, dir_fd=place)
         os.chmod("node", node.mode, dir_fd=place)
         os.chown("node", owner, owner, dir_fd=place)
-        return mounts.clone("node", dir_fd=place)
+        try:
+            return mounts.clone("node", dir_fd=place)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        # Before Linux 6.15 only what is attached somewhere can be cloned.
+        return _clone_attached(place, paths.run / "ct" / f"{ctid}.node")
+
+
+def _clone_attached(place: int, scratch: Path) -> int:
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        while mounts.is_mount_point(scratch):  # of one that was killed here
+            syscalls.umount(str(scratch), syscalls.MNT_DETACH)
+        with mounts.closing(os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as target:
+            syscalls.move_mount(place, target)
+        try:
+            return mounts.clone(str(scratch / "node"))
+        finally:
+            syscalls.umount(str(scratch), syscalls.MNT_DETACH)
+    finally:
+        scratch.rmdir()
 
 
 def _named(name: str) -> Node:

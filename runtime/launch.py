@@ -86,7 +86,7 @@ def bring_up(
             fds.append(_bind(source, userns))
             closing.callback(os.close, fds[-1])
         for node in plan.access.own:
-            fds.append(_node(node, ids.first))
+            fds.append(_node(plan, node, ids.first))
             closing.callback(os.close, fds[-1])
         socket.send_fds(channel, [boot.GO, pickle.dumps(chosen)], [*fds, *files])
         if plan.wants_network:
@@ -151,9 +151,9 @@ def _bind(source: BindSource, userns: int) -> int:
     return fd
 
 
-def _node(node: devices.Node, owner: int) -> int:
+def _node(plan: Plan, node: devices.Node, owner: int) -> int:
     try:
-        return devices.made(node, owner)
+        return devices.made(plan.paths, plan.ctid, node, owner)
     except OSError as error:
         raise DevicesFailed(f"cannot make /dev/{node.name}: {error.strerror}") from error
 

@@ -30,7 +30,7 @@ def apply(ct: Container, before: Config, after: Config) -> None:
             fds = {}
             for node in added:
                 try:
-                    fds[node.name] = devices.made(node, owner)
+                    fds[node.name] = devices.made(ct.paths, ct.ctid, node, owner)
                 except OSError as error:
                     raise DevicesFailed(f"/dev/{node.name}: {error.strerror}") from error
                 closing.callback(os.close, fds[node.name])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from runtime import devices, mounts, syscalls
+from runtime.paths import Paths
 from tests.system.conftest import BIN, System
 
 pytestmark = pytest.mark.root
@@ -59,3 +64,26 @@ def test_a_container_starts_where_all_mounts_are_shared_and_none_comes_out(syste
     points = done.stdout.splitlines()
     assert tree in points
     assert [point for point in points if point.startswith(f"{tree}/")] == []
+
+
+def test_a_device_node_is_made_where_only_attached_mounts_can_be_cloned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before Linux 6.15: cloning what is attached nowhere is EINVAL."""
+    clone = mounts.clone
+
+    def refuse_detached(path: str, **options: int) -> int:
+        if options.get("dir_fd", syscalls.AT_FDCWD) != syscalls.AT_FDCWD:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return clone(path, **options)
+
+    monkeypatch.setattr(mounts, "clone", refuse_detached)
+    paths = Paths(tmp_path)
+    node = devices.Node("null", 1, 3, "c", 0o640)
+    with mounts.closing(devices.made(paths, 101, node, 5000)) as fd:
+        found = os.fstat(fd)
+        assert (found.st_uid, os.major(found.st_rdev), os.minor(found.st_rdev)) == (5000, 1, 3)
+        with open(f"/proc/self/fd/{fd}", "wb") as device:
+            device.write(b"nowhere")
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert list((paths.run / "ct").iterdir()) == []
