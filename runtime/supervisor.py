@@ -182,11 +182,7 @@ class Supervisor:
     def _begin(self, act: Act) -> None:
         """Fork the process that does ``act``, and a server of the view that waits for it."""
         kept = self.kept
-        if self._oom is not None:
-            # The last kill may be what this act is about, and the control groups go with it.
-            self._heed_kills()
-            self._oom.close()
-            self._oom = None
+        self._watch_no_kills()
         if act is not Act.END and kept.run:
             kept.view, kept.view_channel = children.fork("procview", children.serve_view)
         self._told, theirs = children.channel()
@@ -207,7 +203,7 @@ class Supervisor:
         while self._act is not None:
             try:
                 data, fds, _flags, _address = socket.recv_fds(
-                    self._told, acts.LONGEST, 4, socket.MSG_DONTWAIT
+                    self._told, children.LONGEST, 4, socket.MSG_DONTWAIT
                 )
             except BlockingIOError:
                 return
@@ -294,6 +290,7 @@ class Supervisor:
         if kept.may_reboot or kept.stay_mounted:
             self._begin(Act.END)
         else:
+            self._watch_no_kills()
             acts.end(kept, status)
             self._over = True
             with suppress(ChildProcessError):
@@ -381,6 +378,13 @@ class Supervisor:
                 self._init_status = os.waitstatus_to_exitcode(status)
             else:
                 self._ended[pid] = os.waitstatus_to_exitcode(status)
+
+    def _watch_no_kills(self) -> None:
+        """Tell of the last kill, which may be why an act is due: the control groups go with it."""
+        if self._oom is not None:
+            self._heed_kills()
+            self._oom.close()
+            self._oom = None
 
     def _heed_kills(self) -> None:
         """Tell of processes which the kernel killed for want of memory."""
