@@ -62,7 +62,6 @@ INIT = b"I"  # the id of process 1
 CONSOLES = b"C"  # their masters
 RULES = b"N"  # what NETFILTER's level lasts as long as
 OUTCOME = b"="
-LONGEST = 1 << 15
 
 
 class Act(StrEnum):

@@ -23,7 +23,8 @@ from vzfs import server as vzfs_server
 #: Where a server has its end of the channel.
 _CHANNEL_FD = 3
 _READY = b"R"
-_LONGEST = 1 << 15
+#: The longest message of a channel, in bytes.
+LONGEST = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def _serve(name: str, body: Callable[[Given, int, Callable[[], None]], None]) ->
     raises is logged and ends the process with status 1.
     """
     sock = socket.socket(fileno=_CHANNEL_FD)
-    data, fds, _flags, _address = socket.recv_fds(sock, _LONGEST, 1)
+    data, fds, _flags, _address = socket.recv_fds(sock, LONGEST, 1)
     if not fds:
         return
     given: Given = pickle.loads(data)

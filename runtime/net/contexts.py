@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class Closing(ABC):
     """Base of what has a ``close`` that a ``with`` calls at its end."""
 
     def __enter__(self) -> Self:
@@ -20,6 +21,6 @@ class Closing:
     ) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
         """Give everything back; twice is success."""
-        raise NotImplementedError
