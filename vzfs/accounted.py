@@ -97,21 +97,22 @@ class Accounted(Controlled):
             for number in self.accounting.open_recovered():
                 guard.follow(number)
         except OSError:
-            # Linux before 6.14, or a file system that does not ask: near a limit, files opened
-            # for writing are written through the server instead.
-            return
+            return  # the server counts, see ``opened``
         finally:
             os.close(clone)
 
     def stop_accounting(self) -> None:
         """The file system is unmounted: write everything back."""
-        if self.guard is not None:
-            self.guard.close()
-            self.guard = None
+        self._dismiss_guard()
         if self.accounting is not None and self._books is not None:
             self.accounting.finish()
             self._books.detach()
         self.accounting = self._books = self.ledger = None
+
+    def _dismiss_guard(self) -> None:
+        if self.guard is not None:
+            self.guard.close()
+            self.guard = None
 
     def trim(self) -> None:
         """Bound what is held, and end a request."""
@@ -307,7 +308,11 @@ class Accounted(Controlled):
             st = fresh[1] if fresh is not None and fresh[0] is node else self.stat(node)
             accounting.opened(st)
             if self.guard is not None:
-                self.guard.opening(st.st_uid, st.st_gid)
+                try:
+                    self.guard.opening(st.st_uid, st.st_gid)
+                except OSError:
+                    # Near a limit, files opened for writing are written through the server instead.
+                    self._dismiss_guard()
 
     def closed(self, node: File, flags: int) -> None:
         """Count a file closed."""

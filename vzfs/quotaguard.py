@@ -81,7 +81,9 @@ class Guard:
     def __init__(self, accounting: Accounting, books: Ledger, mount: bytes) -> None:
         """Guard the files reached through ``mount``, a path on the mount to be marked.
 
-        Raises OSError where the kernel or the file system cannot do it.
+        It is marked when the first file is opened for writing: closing a group that has marks waits
+        for a grace period of the kernel (16 ms), which a container that never writes is spared.
+        Raises OSError where the kernel has no such events.
         """
         self._accounting = accounting
         self._books = books
@@ -93,12 +95,7 @@ class Guard:
             | syscalls.FAN_REPORT_TID,
             os.O_RDONLY | os.O_CLOEXEC | os.O_LARGEFILE | os.O_NOATIME,
         )
-        try:
-            self._mark(syscalls.FAN_MARK_ADD, ignore=False)
-            self._mark(syscalls.FAN_MARK_ADD, ignore=True)
-        except OSError:
-            os.close(self._group)
-            raise
+        self._marked = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._main = threading.get_native_id()
         self._lock = threading.Lock()
@@ -114,7 +111,11 @@ class Guard:
     # called by the server's thread
 
     def opening(self, uid: int, gid: int) -> None:
-        """A file of this owner is being opened for writing: be awake, and near if need be."""
+        """A file of this owner is being opened for writing: be awake, and near if need be.
+
+        Raises OSError where the kernel (before 6.14) or the file system does not ask.
+        """
+        self._watch()
         books = self._books
         if not books.limited:
             return
@@ -124,6 +125,7 @@ class Guard:
 
     def follow(self, fd: int) -> None:
         """Watch a file which was opened through the mount of a former server; raises OSError."""
+        self._watch()
         path = b"/proc/self/fd/%d" % fd
         syscalls.fanotify_mark(self._group, syscalls.FAN_MARK_ADD, syscalls.FAN_PRE_ACCESS, path)
         self.awake()
@@ -158,6 +160,13 @@ class Guard:
         os.close(self._wake)
 
     # far and near
+
+    def _watch(self) -> None:
+        """Have the kernel ask, far from any limit, about files that are opened from now on."""
+        if not self._marked:
+            self._mark(syscalls.FAN_MARK_ADD, ignore=False)
+            self._mark(syscalls.FAN_MARK_ADD, ignore=True)
+            self._marked = True
 
     def _mark(self, what: int, *, ignore: bool) -> None:
         flags = what | syscalls.FAN_MARK_MOUNT
