@@ -196,12 +196,9 @@ class Cgroup:
         for directory in (top, self._v2, self.v2_inner or self._v2):
             with suppress(FileExistsError):
                 os.mkdir(directory)
-        wanted = _V2 & self._hosts.v2_controllers
-        if wanted:
-            for directory in (self._hosts.v2, top):
-                cgroups_v2.enable(directory, wanted)
-            if self._is_container:
-                cgroups_v2.enable(self._v2, wanted)
+        if wanted := _V2 & self._hosts.v2_controllers:
+            path = (self._hosts.v2, top, *((self._v2,) if self._is_container else ()))
+            cgroups_v2.pass_on(path, wanted)
         if owner is not None and self.v2_inner is not None:
             _give(self.v2_inner, owner, cgroups_v2.DELEGATED)
 

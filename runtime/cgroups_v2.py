@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 
 from runtime import syscalls
@@ -13,6 +14,8 @@ from runtime.errors import NoKernelSupport
 from runtime.units import UNLIMITED
 
 _PERIOD_US = 100_000
+#: How often controllers are turned on again which something else turned off meanwhile.
+_PASSES = 10
 #: Files a container may own in its delegated directory (cgroup-v2.rst, "Delegation").
 DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
 
@@ -153,13 +156,27 @@ def device_program(rules: tuple[DeviceRule, ...]) -> bytes:
     return b"".join(out)
 
 
-def enable(directory: str, controllers: frozenset[str]) -> None:
-    """Pass ``controllers`` on to the children of ``directory``; those it lacks are left out."""
-    have = set(read(directory, "cgroup.controllers").split())
-    on = set(read(directory, "cgroup.subtree_control").split())
-    wanted = (controllers & have) - on
-    if wanted:
-        write(directory, "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(wanted)))
+def pass_on(path: Sequence[str], controllers: frozenset[str]) -> None:
+    """Pass ``controllers`` on along ``path``, parent first; those the first lacks are left out.
+
+    systemd turns off in the root what none of its units uses, at each daemon-reload and when a
+    unit goes. The kernel refuses that (EBUSY) from the moment the next directory passes the
+    controller on as well, so what was lost before then is turned on again. Raises OSError.
+    """
+    wanted = controllers & set(read(path[0], "cgroup.controllers").split())
+    for _ in range(_PASSES):
+        lost = False
+        for directory in path:
+            have = set(read(directory, "cgroup.controllers").split())
+            on = set(read(directory, "cgroup.subtree_control").split())
+            lost = lost or not wanted <= have
+            if new := sorted((wanted & have) - on):
+                try:
+                    write(directory, "cgroup.subtree_control", " ".join(f"+{n}" for n in new))
+                except FileNotFoundError:  # turned off above since it was read
+                    lost = True
+        if not lost:
+            return
 
 
 def figures(directory: str) -> dict[str, int]:

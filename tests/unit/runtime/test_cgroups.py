@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from runtime import cgroups_v2
 from runtime.cgroup_limits import DeviceRule, Limits
 from runtime.cgroups import parse
 from runtime.cgroups_v2 import device_program
@@ -92,3 +93,40 @@ def test_a_device_program_allows_exactly_its_rules(
     kind: int, access: int, major: int, minor: int, allowed: bool
 ) -> None:
     assert run(device_program(_RULES), kind, access, major, minor) == int(allowed)
+
+
+class _Groups:
+    """A chain of v2 directories in which systemd turns controllers off in the root."""
+
+    def __init__(self, strips: list[int], has: str) -> None:
+        self.passed: list[set[str]] = [set(), set(), set()]
+        self._has = set(has.split())
+        self._strips = strips
+        self._reads = 0
+
+    def read(self, directory: str, name: str) -> str:
+        self._reads += 1
+        if self._reads in self._strips and not self.passed[1]:
+            self.passed[0].clear()
+        at = int(directory)
+        if name == "cgroup.subtree_control":
+            return " ".join(self.passed[at])
+        return " ".join(self._has if at == 0 else self.passed[at - 1])
+
+    def write(self, directory: str, name: str, text: str) -> None:
+        new = {word.removeprefix("+") for word in text.split()}
+        at = int(directory)
+        if not new <= (self._has if at == 0 else self.passed[at - 1]):
+            raise FileNotFoundError(2, "No such file or directory")
+        self.passed[at] |= new
+
+
+@pytest.mark.parametrize("strips", [[], [4], [5], [6, 11], [4, 8, 10, 12]])
+def test_controllers_arrive_though_systemd_turns_them_off_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, strips: list[int]
+) -> None:
+    groups = _Groups(strips, "cpu io memory rdma")
+    monkeypatch.setattr(cgroups_v2, "read", groups.read)
+    monkeypatch.setattr(cgroups_v2, "write", groups.write)
+    cgroups_v2.pass_on(("0", "1", "2"), frozenset(("cpu", "io", "memory", "pids")))
+    assert groups.passed == [{"cpu", "io", "memory"}] * 3
