@@ -378,6 +378,15 @@ class Cgroup:
                     pause_s = min(pause_s * 2, 0.05)
 
 
+def prune(tag: str) -> None:
+    """Remove what the groups of the system with ``tag`` were made in, where none is left."""
+    group = Cgroup(tag, None)
+    for place in group._places():
+        with suppress(OSError):
+            os.rmdir(place)
+            os.rmdir(os.path.dirname(place))
+
+
 def _give(place: str, owner: int, names: tuple[str, ...]) -> None:
     os.chown(place, owner, owner)
     for name in names:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime import files, journal, locks, registry
+from runtime import cgroups, files, journal, locks, registry
 from runtime.config import ConfigFile
 from runtime.errors import (
     ConfigMissing,
@@ -264,6 +264,8 @@ def destroy(context: Context, ct: Container) -> None:
         progress.say(f"Destroying container private area: {private}")
         _forget_network(context, ct)
         _finish_destroy(paths, ctid, private)
+        if not registry.configured(paths):
+            cgroups.prune(paths.tag)
         progress.say("Container private area was destroyed")
 
 

@@ -46,6 +46,7 @@ def test_a_container_lives_from_create_to_destroy(system):
     assert system.ok("vzctl", "status", 101) == "VEID 101 deleted unmounted down\n"
     assert (system.paths.conf_dir / "101.conf.destroyed").exists()
     assert not (system.paths.names / "web1").is_symlink()
+    assert system.cgroups() == []
 
 
 def test_lists_show_names_hosts_and_states(system):
