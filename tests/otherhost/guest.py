@@ -1,21 +1,34 @@
-"""The guest itself: QEMU, its disks and ports, and the time it may take."""
+"""The guest itself: QEMU with its disks and ports, booted to take one order after another.
+
+An order is the checkout and what to do with it, sent as a tar to one of the guest's ports (see
+``inside/pyvz-orders``). It lives as long as the connection it came over: an order whose sender ends,
+however that ends, is stopped in the guest.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
-import selectors
+import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from tests.otherhost.image import Image
 from vmm.acceleration import Acceleration
 
-#: Memory in MiB and processors: those of a small server.
+#: Memory in MiB: that of a small server.
 _MEMORY_MIB = 6144
-_PROCESSORS = 2
+#: Seconds between two looks at what the guest has written.
+_PAUSE_S = 0.2
+#: Seconds QEMU gets to write its disks' tables when it is ended.
+_END_S = 10.0
+#: What ``inside/pyvz-orders`` writes, in one piece, when an order has ended.
+_ENDED = b'{"ended": '
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +43,49 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The files in which the guest's two ways out end."""
+    """The directory in which the guest's ways in and out end."""
 
-    #: The guest's console.
-    console: Path
-    #: A JSON line for each test.
-    reports: Path
+    place: Path
+
+    @property
+    def console(self) -> Path:
+        """The file the guest's console is written to."""
+        return self.place / "console"
+
+    @property
+    def log(self) -> Path:
+        """The file with the text of all orders."""
+        return self.place / "log"
+
+    @property
+    def reports(self) -> Path:
+        """The file with a JSON line for each test, and one for the end of each order."""
+        return self.place / "reports"
+
+    @property
+    def orders(self) -> Path:
+        """The socket that takes orders, one at a time."""
+        return self.place / "orders"
 
 
-def command(image: Image, disks: list[Disk], ports: Ports, acceleration: Acceleration) -> list[str]:
-    """Return the command that boots the guest; its log comes out on standard output.
+def processors(accelerated: Acceleration) -> int:
+    """Return how many processors the guest gets: an emulated one leaves one to the server."""
+    have = len(os.sched_getaffinity(0))
+    return have if accelerated is Acceleration.KVM else max(1, have - 1)
 
-    The guest has a network interface, as servers have, from which nothing is reached.
+
+def command(image: Image, disks: list[Disk], acceleration: Acceleration, count: int) -> list[str]:
+    """Return the command that boots the guest with ``count`` processors; its ports are relative.
+
+    It is nice to all else on the server. The guest has a network interface, as servers have, from
+    which nothing is reached.
     """
     kvm = acceleration is Acceleration.KVM
     # It dies with us, however we end.
-    argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+    argv = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "19", "qemu-system-x86_64"]
     argv += ["-nodefaults", "-display", "none", "-no-reboot"]
     argv += ["-machine", "q35", "-accel", "kvm" if kvm else "tcg,thread=multi"]
-    argv += ["-cpu", "host" if kvm else "max", "-smp", str(_PROCESSORS), "-m", str(_MEMORY_MIB)]
+    argv += ["-cpu", "host" if kvm else "max", "-smp", str(count), "-m", str(_MEMORY_MIB)]
     argv += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
     argv += ["-append", "root=LABEL=root rw console=ttyS0 panic=10 quiet"]
     for disk in disks:
@@ -61,41 +98,108 @@ def command(image: Image, disks: list[Disk], ports: Ports, acceleration: Acceler
             f"virtio-blk-pci,drive={disk.name},serial={disk.name}",
         ]
     argv += ["-device", "virtio-rng-pci", "-nic", "user,restrict=on,model=virtio-net-pci"]
-    argv += ["-chardev", f"file,id=console,path={_escaped(ports.console)}"]
-    argv += ["-serial", "chardev:console", "-device", "virtio-serial-pci"]
-    argv += ["-chardev", "stdio,id=log,signal=off"]
-    argv += ["-device", "virtserialport,chardev=log,name=pyvz.log"]
-    argv += ["-chardev", f"file,id=reports,path={_escaped(ports.reports)}"]
-    argv += ["-device", "virtserialport,chardev=reports,name=pyvz.reports"]
+    argv += ["-chardev", "file,id=console,path=console", "-serial", "chardev:console"]
+    argv += ["-device", "virtio-serial-pci"]
+    for name in ("log", "reports"):
+        argv += ["-chardev", f"file,id={name},path={name}"]
+        argv += ["-device", f"virtserialport,chardev={name},name=pyvz.{name}"]
+    argv += ["-chardev", "socket,id=orders,path=orders,server=on,wait=off"]
+    argv += ["-device", "virtserialport,chardev=orders,name=pyvz.orders"]
     return argv
 
 
-def _escaped(path: Path) -> str:
-    return str(path).replace(",", ",,")
+@contextmanager
+def booted(argv: list[str], ports: Ports) -> Iterator[subprocess.Popen[bytes]]:
+    """Boot the guest with its ports in place; it is ended, its disks whole, on the way out.
+
+    Raises CalledProcessError when QEMU ends before it has its ports.
+    """
+    with subprocess.Popen(argv, cwd=ports.place, stdin=subprocess.DEVNULL) as process:
+        try:
+            while not ports.orders.exists():
+                if process.poll() is not None:
+                    raise subprocess.CalledProcessError(process.returncode, argv)
+                time.sleep(_PAUSE_S)
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-def run(argv: list[str], log: Callable[[bytes], None], timeout_s: float) -> bool:
-    """Run the guest until it powers off; hand on what it says as it comes.
+@contextmanager
+def connected(ports: Ports) -> Iterator[socket.socket | None]:
+    """Connect to the guest whose ports are there, None without one; waits for a running order."""
+    with ExitStack() as stack:
+        try:
+            place = os.open(ports.place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield None
+            return
+        stack.callback(os.close, place)
+        fcntl.flock(place, fcntl.LOCK_EX)
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            # Through the directory's descriptor: a socket's path has at most 107 bytes.
+            connection.connect(f"/proc/self/fd/{place}/{ports.orders.name}")
+        except (FileNotFoundError, ConnectionRefusedError):
+            yield None
+            return
+        yield connection
 
-    Returns False when it had to be ended after ``timeout_s``. Raises CalledProcessError when QEMU
-    itself failed.
+
+class End(StrEnum):
+    """How an order ended."""
+
+    DONE = "done"
+    LATE = "its time was over"
+    GONE = "the guest has gone"
+
+
+def carry_out(
+    connection: socket.socket,
+    order: Path,
+    ports: Ports,
+    tell: Callable[[str, bytes], None],
+    timeout_s: float,
+) -> End:
+    """Send the order, a tar, and wait for its end; hand on what the guest says as it comes.
+
+    ``tell`` gets the port's name, log or reports, and the bytes. Raises OSError.
     """
     deadline = time.monotonic() + timeout_s
-    # An end of file on standard input would close the guest's port: what it says would wait.
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(path, "rb")) for path in (ports.log, ports.reports)]
+        for file in files:
+            file.seek(0, os.SEEK_END)
+        connection.settimeout(timeout_s)
         try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(process.stdout, selectors.EVENT_READ)
-                while (left := deadline - time.monotonic()) > 0:
-                    if selector.select(left):
-                        if not (chunk := os.read(process.stdout.fileno(), 65536)):
-                            break
-                        log(chunk)
-                else:
-                    return False
-            if status := process.wait():
-                raise subprocess.CalledProcessError(status, argv)
-        finally:
-            process.kill()
-    return True
+            with open(order, "rb") as body:
+                connection.sendfile(body)
+            connection.settimeout(_PAUSE_S)
+            while True:
+                left = deadline - time.monotonic()
+                gone = _is_closed(connection)
+                log, reports = (file.read() for file in files)
+                tell("log", log)
+                tell("reports", reports)
+                if _ENDED in reports:
+                    return End.DONE
+                if gone or left < 0:
+                    return End.GONE if gone else End.LATE
+        except TimeoutError:
+            return End.LATE
+        except BrokenPipeError:
+            return End.GONE
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Wait a little; return whether the guest's side is closed. It never sends anything here."""
+    try:
+        return not connection.recv(1)
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True

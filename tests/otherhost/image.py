@@ -26,6 +26,8 @@ from tests.otherhost import checkout
 TOP = Path(__file__).resolve().parents[2]
 INSIDE = Path(__file__).resolve().parent / "inside"
 _UNIT = "pyvz-tests.service"
+#: What the unit runs: it takes the orders.
+_SCRIPT = "pyvz-orders"
 #: What a server has beside the packages of priority "important" and those of tools/bootstrap.
 PACKAGES = (
     *("linux-image-amd64", "initramfs-tools", "systemd-sysv", "systemd-timesyncd", "dbus", "udev"),
@@ -49,6 +51,11 @@ class Image:
     """A finished image: a directory with the disk and what QEMU boots it with."""
 
     place: Path
+
+    @property
+    def staying(self) -> Path:
+        """Where the ports of a guest are that stays between runs."""
+        return self.place / "staying"
 
     @property
     def disk(self) -> Path:
@@ -81,7 +88,7 @@ def key(top: Path = TOP) -> str:
     for part in (*PACKAGES, _NETWORK, str(_DISK_BYTES), *_repositories(top)):
         digest.update(part.encode() + b"\0")
     files = [top / name for name in _INPUTS]
-    for file in [*files, INSIDE / _UNIT, Path(__file__)]:
+    for file in [*files, INSIDE / _UNIT, INSIDE / _SCRIPT, Path(__file__)]:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
@@ -98,7 +105,7 @@ def ensure(cache: Path, *, rebuild: bool = False) -> Image:
     """
     images = cache / "images"
     images.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / "lock"):
+    with locked(cache / "lock"):
         for left in images.glob(".*"):
             shutil.rmtree(left)
         image = Image(images / key())
@@ -117,10 +124,15 @@ def ensure(cache: Path, *, rebuild: bool = False) -> Image:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of this name; without ``wait``, False where somebody else holds it."""
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def _build(place: Path) -> None:
@@ -174,6 +186,7 @@ def _hooks(place: Path) -> list[str]:
         'chroot "$1" update-ca-certificates --fresh',
         f"copy-in {quote(str(network))} /etc/systemd/network",
         f"copy-in {quote(str(INSIDE / _UNIT))} /etc/systemd/system",
+        f"copy-in {quote(str(INSIDE / _SCRIPT))} /usr/local/sbin",
         f'chroot "$1" systemctl enable systemd-networkd {_UNIT}',
         'chroot "$1" systemctl disable apt-daily.timer apt-daily-upgrade.timer',
         'chroot "$1" passwd -d root',

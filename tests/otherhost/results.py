@@ -1,11 +1,18 @@
-"""What became of the tests: the JSON lines of the guest, and what a person reads of them."""
+"""What became of the tests: the JSON lines of the guest, and what a person reads of them.
+
+The page shows the last outcome of each test that was ever recorded: a whole run takes an emulated
+guest many hours, and a part of it is what a change asks for. So outcomes are kept, with their day.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+from runtime import files
 
 #: Worst first: a test that passed and failed in its teardown counts as an error.
 _ORDER = ("error", "failed", "skipped", "passed")
@@ -22,6 +29,13 @@ class Outcome:
     word: str
     seconds: float
     reason: str
+    #: The day it ran (YYYY-MM-DD), where it was recorded.
+    day: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file it is in."""
+        return self.test.partition("::")[0]
 
 
 @dataclass(slots=True)
@@ -31,14 +45,12 @@ class Results:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     kernel: str = ""
     system: str = ""
+    #: How many processors the guest had.
+    processors: int = 0
     #: The test that had begun and not ended.
     running: str = ""
     #: pytest's exit status; None when it did not come to its end.
     status: int | None = None
-
-    def count(self, word: str) -> int:
-        """Return how many tests ended so."""
-        return sum(outcome.word == word for outcome in self.outcomes.values())
 
     def of(self, *words: str) -> list[Outcome]:
         """Return the tests that ended so, in the order they ran."""
@@ -52,9 +64,15 @@ class Results:
     @property
     def figures(self) -> str:
         """The counts in one line, in the manner of pytest."""
-        seconds = sum(outcome.seconds for outcome in self.outcomes.values())
-        counts = ", ".join(f"{self.count(word)} {_NOUNS[word]}" for word in reversed(_ORDER))
-        return f"{counts} in {seconds / 60:.0f} minutes of test time"
+        return figures(self.outcomes.values())
+
+
+def figures(outcomes: Collection[Outcome]) -> str:
+    """Return the counts in one line, in the manner of pytest."""
+    counted = Counter(outcome.word for outcome in outcomes)
+    counts = ", ".join(f"{counted[word]} {_NOUNS[word]}" for word in reversed(_ORDER))
+    minutes = sum(outcome.seconds for outcome in outcomes) / 60
+    return f"{counts} in {minutes:.0f} minutes of test time"
 
 
 _NOUNS = {"passed": "passed", "skipped": "skipped", "failed": "failed", "error": "errors"}
@@ -70,6 +88,7 @@ def read(lines: Iterable[str]) -> Results:
             continue
         if "kernel" in fields:
             results.kernel, results.system = fields["kernel"], fields["system"]
+            results.processors = fields["processors"]
         elif "begin" in fields:
             results.running = fields["begin"]
         elif "test" in fields:
@@ -97,32 +116,78 @@ def summary(results: Results) -> str:
     return "\n".join(lines)
 
 
-def record(page: Path, results: Results, arguments: str, today: str, manner: str) -> None:
-    """Write figures, failures and reasons of skips between the page's markers.
+def record(page: Path, store: Path, results: Results, today: str, manner: str) -> None:
+    """Add the outcomes to those in ``store`` and write them all between the page's markers.
 
-    ``manner`` tells how the guest ran ("emulated"). Raises ValueError for a page without markers,
-    OSError.
+    A test that is in no file any more is left out. ``manner`` tells how the guest ran ("emulated").
+    Raises ValueError for a page without markers, OSError.
     """
     text = page.read_text(encoding="utf-8")
     head, begin, rest = text.partition(_BEGIN)
     _, end, tail = rest.partition(_END)
     if not begin or not end:
         raise ValueError(f"{page} has no lines {_BEGIN} and {_END}")
-    lines = [
-        f"{today}, {results.system}, kernel {results.kernel}, {manner}, `pytest {arguments}`:",
-        f"**{results.figures}**.",
+    top = page.parent.parent
+    new = {name: replace(outcome, day=today) for name, outcome in results.outcomes.items()}
+    kept = {name: outcome for name, outcome in (_stored(store) | new).items() if _is_in(top, name)}
+    lines = "".join(f"{json.dumps(asdict(outcome))}\n" for outcome in kept.values())
+    files.replace(store, lines.encode())
+    body = [
+        f"{results.system}, kernel {results.kernel}, {manner}, {results.processors} processor"
+        + ("s" if results.processors > 1 else "")
+        + f", until {today}: **{figures(kept.values())}**.",
     ]
     if results.status is None:
-        lines.append(f"The run did not come to its end (in `{results.running or 'no test'}`).")
-    for word, title in (("failed", "failed"), ("error", "failed"), ("skipped", "skipped")):
-        rows = [
-            f"| `{outcome.test.removeprefix('tests/')}` | {title} | {_cell(outcome.reason)} |"
-            for outcome in results.of(word)
-        ]
-        if rows and not any(line.startswith("|---") for line in lines):
-            lines += ["", "| test | | reason |", "|---|---|---|"]
-        lines += rows
-    page.write_text(f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{tail}", encoding="utf-8")
+        body.append(f"The last run did not come to its end (in `{results.running or 'no test'}`).")
+    body += ["", *_by_file(kept.values()), "", *_reasons(kept.values())]
+    ran = {outcome.file for outcome in kept.values()}
+    there = sorted(path.name for path in (top / "tests/system").glob("test_*.py"))
+    if never := [name for name in there if f"tests/system/{name}" not in ran]:
+        body += ["", f"Never recorded there: {', '.join(f'`{name}`' for name in never)}."]
+    page.write_text(f"{head}{begin}\n" + "\n".join(body) + f"\n{end}{tail}", encoding="utf-8")
+
+
+def _stored(store: Path) -> dict[str, Outcome]:
+    if not store.exists():
+        return {}
+    found = (Outcome(**json.loads(line)) for line in store.read_text(encoding="utf-8").splitlines())
+    return {outcome.test: outcome for outcome in found}
+
+
+def _is_in(top: Path, test: str) -> bool:
+    """Whether the checkout still has this test."""
+    file, *names = test.partition("[")[0].split("::")
+    try:
+        text = (top / file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return all(name in text for name in names)
+
+
+def _by_file(outcomes: Collection[Outcome]) -> list[str]:
+    """Return the table of counts: the unit tests together, of the others each file."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        unit = outcome.test.startswith("tests/unit/")
+        groups.setdefault("unit tests" if unit else Path(outcome.file).name, []).append(outcome)
+    rows = ["| tests | passed | failed | skipped | last run |", "|---|---|---|---|---|"]
+    for name in sorted(groups):
+        counted = Counter(outcome.word for outcome in groups[name])
+        day = max(outcome.day for outcome in groups[name])
+        failed = counted["failed"] + counted["error"]
+        rows.append(f"| {name} | {counted['passed']} | {failed} | {counted['skipped']} | {day} |")
+    return rows
+
+
+def _reasons(outcomes: Collection[Outcome]) -> list[str]:
+    """Return the table of what did not pass, failures first."""
+    rows = [
+        f"| `{outcome.test.removeprefix('tests/')}` | {title} | {_cell(outcome.reason)} |"
+        for word, title in (("failed", "failed"), ("error", "failed"), ("skipped", "skipped"))
+        for outcome in outcomes
+        if outcome.word == word
+    ]
+    return ["| test | | reason |", "|---|---|---|", *rows] if rows else []
 
 
 def _short(reason: str) -> str:

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 class _Stream:
     def __init__(self, target: str) -> None:
         self._file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._write(kernel=platform.release(), system=_system())
+        self._write(kernel=platform.release(), system=_system(), processors=os.cpu_count())
 
     def _write(self, **fields: object) -> None:
         os.write(self._file, json.dumps(fields).encode() + b"\n")

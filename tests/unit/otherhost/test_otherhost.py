@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.otherhost import __main__ as command_line
 from tests.otherhost import checkout, guest, image, results
-from tests.otherhost.guest import Disk, Ports
+from tests.otherhost.guest import Disk, End, Ports
 from tests.otherhost.image import Image
 from vmm.acceleration import Acceleration
 
@@ -57,43 +61,116 @@ def test_the_checkout_is_the_working_tree_and_roots(tmp_path: Path) -> None:
     os.chown(top / "run", os.getuid(), os.getgid())
     checkout.write(top, tmp_path / "tar", {"/srv/asked/words": "a\0b\0"})
     with tarfile.open(tmp_path / "tar") as archive:
-        assert sorted(archive.getnames()) == [
-            "srv/asked/words",
+        assert archive.getnames() == [
             "srv/pyvz/.gitignore",
             "srv/pyvz/run",
+            "srv/asked/words",
+            "srv/asked/files",
         ]
         entry = archive.getmember("srv/pyvz/run")
         assert (entry.mode & 0o777, entry.uid, entry.uname) == (0o755, 0, "root")
         words = archive.extractfile("srv/asked/words")
         assert words is not None and words.read() == b"a\0b\0"
+        listed = archive.extractfile(checkout.LISTED.lstrip("/"))
+        assert listed is not None and listed.read() == b"./.gitignore\0./run\0"
 
 
 def test_only_the_guests_own_disk_can_be_written() -> None:
-    disks = [Disk(Path("/x,y"), "root", "qcow2", read_only=False), Disk(Path("/t"), "checkout")]
-    ports = Ports(Path("/c"), Path("/r"))
-    argv = guest.command(Image(Path("/i")), disks, ports, Acceleration.EMULATED)
+    disks = [Disk(Path("/x,y"), "root", "qcow2", read_only=False), Disk(Path("/t"), "templates")]
+    argv = guest.command(Image(Path("/i")), disks, Acceleration.EMULATED, 3)
     drives = [argv[at + 1] for at, word in enumerate(argv) if word == "-drive"]
     assert drives[0].startswith("file=/x,,y,format=qcow2") and "read-only" not in drives[0]
     assert drives[1].endswith("read-only=on")
-    assert "tcg,thread=multi" in argv and "max" in argv
-    native = guest.command(Image(Path("/i")), disks, ports, Acceleration.KVM)
+    assert "tcg,thread=multi" in argv and "max" in argv and argv[argv.index("-smp") + 1] == "3"
+    native = guest.command(Image(Path("/i")), disks, Acceleration.KVM, 3)
     assert "kvm" in native and "host" in native
 
 
-def test_a_guest_is_ended_when_its_time_is_over() -> None:
-    said: list[bytes] = []
-    assert not guest.run(["sh", "-c", "echo begun; exec sleep 60"], said.append, 0.5)
-    assert b"".join(said) == b"begun\n"
+@contextmanager
+def _answering(
+    ports: Ports, answer: Callable[[bytes], None], *, stays: bool = True
+) -> Iterator[None]:
+    """A guest that reads one order, does what ``answer`` says, and goes if it does not stay."""
+    ports.log.touch()
+    ports.reports.write_bytes(b'{"ended": true}\n')
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(ports.orders))
+        listening.listen()
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                answer(connection.recv(100))
+                if stays:
+                    connection.recv(100)  # until the other side closes
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
 
 
-def test_qemus_own_failure_is_not_a_result() -> None:
-    with pytest.raises(subprocess.CalledProcessError):
-        guest.run(["sh", "-c", "exit 1"], lambda _chunk: None, 10)
+def _carry_out(ports: Ports, timeout_s: float = 30) -> tuple[End, dict[str, bytes]]:
+    order = ports.place / "order"
+    order.write_bytes(b"do it")
+    said = {"log": b"", "reports": b""}
+
+    def tell(port: str, chunk: bytes) -> None:
+        said[port] += chunk
+
+    with guest.connected(ports) as there:
+        assert there is not None
+        return guest.carry_out(there, order, ports, tell, timeout_s), said
+
+
+def test_an_order_ends_when_the_guest_says_so(tmp_path: Path) -> None:
+    ports = Ports(tmp_path)
+
+    def answer(order: bytes) -> None:
+        ports.log.write_bytes(b"text of " + order)
+        with open(ports.reports, "ab") as file:
+            file.write(b'{"status": 0}\n{"ended": true}\n')
+
+    with _answering(ports, answer):
+        end, said = _carry_out(ports)
+    assert end is End.DONE
+    assert said == {"log": b"text of do it", "reports": b'{"status": 0}\n{"ended": true}\n'}
+
+
+def test_an_order_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    with _answering(Ports(tmp_path), lambda _order: None):
+        assert _carry_out(Ports(tmp_path), 0.5)[0] is End.LATE
+
+
+def test_an_order_ends_with_the_guest(tmp_path: Path) -> None:
+    with _answering(Ports(tmp_path), lambda _order: None, stays=False):
+        assert _carry_out(Ports(tmp_path))[0] is End.GONE
+
+
+def test_without_a_guest_there_is_no_connection(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none"):
+        with guest.connected(Ports(place)) as there:
+            assert there is None
+
+
+def test_qemus_own_failure_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(subprocess.CalledProcessError),
+        guest.booted(["sh", "-c", "exit 1"], Ports(tmp_path)),
+    ):
+        pass
+
+
+def test_the_guest_is_ended_on_the_way_out(tmp_path: Path) -> None:
+    argv = ["sh", "-c", "touch orders; exec sleep 60"]
+    with guest.booted(argv, Ports(tmp_path)) as process:
+        assert process.poll() is None
+    assert process.poll() is not None
 
 
 def test_results_keep_the_worst_of_a_test_and_what_was_running() -> None:
     rows = _lines(
-        {"kernel": "6.1.0", "system": "Debian 12"},
+        {"kernel": "6.1.0", "system": "Debian 12", "processors": 2},
         {"begin": "a"},
         _test("a", "passed"),
         _test("a", "error", "strays"),
@@ -108,25 +185,49 @@ def test_results_keep_the_worst_of_a_test_and_what_was_running() -> None:
     assert "it ran c" in results.summary(told)
 
 
-def test_the_page_gets_figures_and_failures_between_its_markers(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    marks = "<!-- other-host: begin -->\nold\n<!-- other-host: end -->"
-    page.write_text(f"before\n{marks}\nafter\n")
-    told = results.read(
-        _lines(
-            {"kernel": "6.1.0", "system": "Debian 12"},
-            _test("tests/system/test_a.py::b", "failed", "assert 1 | 2\nmore"),
-            {"status": 1},
-        )
-    )
-    results.record(page, told, "-k x", "2025-01-02", "qemu")
+_MARKS = "<!-- other-host: begin -->\nold\n<!-- other-host: end -->"
+
+
+def _told(*tests: dict[str, object]) -> results.Results:
+    system = {"kernel": "6.1.0", "system": "Debian 12", "processors": 2}
+    return results.read(_lines(system, *tests, {"status": 1}))
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """The page of a checkout with two files of tests."""
+    for name in ("tests/system", "docs"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "tests/system/test_a.py").write_text("def b(): pass\ndef c(): pass\n")
+    (tmp_path / "tests/system/test_z.py").write_text("")
+    page = tmp_path / "docs/page.md"
+    page.write_text(f"before\n{_MARKS}\nafter\n")
+    return page
+
+
+def test_the_page_gets_figures_and_failures_between_its_markers(page: Path) -> None:
+    told = _told(_test("tests/system/test_a.py::b[1]", "failed", "assert 1 | 2\nmore"))
+    results.record(page, page.with_name("store"), told, "2025-01-02", "emulated")
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "1 failed" in text and "kernel 6.1.0" in text
-    assert "| `system/test_a.py::b` | failed | assert 1 \\| 2 more |" in text
+    assert "1 failed" in text and "kernel 6.1.0, emulated, 2 processors" in text
+    assert "| `system/test_a.py::b[1]` | failed | assert 1 \\| 2 more |" in text
+    assert "Never recorded there: `test_z.py`." in text
     page.write_text("nothing\n")
     with pytest.raises(ValueError):
-        results.record(page, told, "", "2025-01-02", "qemu")
+        results.record(page, page.with_name("store"), told, "2025-01-02", "emulated")
+
+
+def test_outcomes_of_several_runs_are_merged_and_the_newest_counts(page: Path) -> None:
+    store = page.with_name("store")
+    first = [_test(f"tests/system/test_a.py::{name}", "failed") for name in ("b", "c", "gone")]
+    results.record(page, store, _told(*first), "2025-01-02", "emulated")
+    results.record(
+        page, store, _told(_test("tests/system/test_a.py::b", "passed")), "2025-02-03", "emulated"
+    )
+    text = page.read_text()
+    assert "| test_a.py | 1 | 1 | 0 | 2025-02-03 |" in text
+    assert "`system/test_a.py::c` | failed" in text and "::gone" not in text
 
 
 def test_named_tests_replace_the_default_and_other_arguments_select_from_it() -> None:
@@ -140,7 +241,16 @@ def test_every_default_story_exists() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("words", [["--hours", "0"], ["--run", "/nonexistent"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--hours", "0"],
+        ["--processors", "0"],
+        ["--run", "/nonexistent"],
+        ["--stay", "--record"],
+        ["--nonsense"],
+    ],
+)
 def test_bad_options_are_refused_with_status_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         command_line.options(words)
