@@ -11,7 +11,7 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # A separate handle, so that nobody else's signatures mix with ours; PyDLL keeps the GIL, which a
@@ -77,6 +77,14 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 
+# sys/inotify.h
+IN_MODIFY = 0x2
+IN_ATTRIB = 0x4
+IN_MOVED_FROM = 0x40
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_DELETE = 0x200
+
 # linux/keyctl.h
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -134,6 +142,8 @@ _mount = _function("mount", _char_p, _char_p, _char_p, _ulong, _void_p)
 _umount2 = _function("umount2", _char_p, _int)
 _sethostname = _function("sethostname", _char_p, _size)
 _syncfs = _function("syncfs", _int)
+_inotify_init1 = _function("inotify_init1", _int)
+_inotify_add_watch = _function("inotify_add_watch", _int, _char_p, _uint)
 _prctl = _function("prctl", _int, _ulong, _ulong, _ulong, _ulong)
 _pivot_root = _call("pivot_root", _char_p, _char_p)
 _keyctl = _call("keyctl", _int, _char_p, _ulong, _ulong, _ulong)
@@ -357,6 +367,22 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
     """
     if _pidfd_send_signal(pidfd, number, None, 0):
         raise _failed(pidfd)
+
+
+def inotify_watch(paths: Iterable[str | os.PathLike[str]], events: int) -> int:
+    """Return a descriptor that tells ``events`` of files and directories, inotify(7).
+
+    It never waits and is closed on exec.
+    """
+    fd = int(_inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+    if fd < 0:
+        raise _failed()
+    for path in paths:
+        if _inotify_add_watch(fd, os.fsencode(path), events) < 0:
+            error = _failed(os.fspath(path))
+            os.close(fd)
+            raise error
+    return fd
 
 
 def bpf_load_device_program(instructions: bytes) -> int:

@@ -116,9 +116,10 @@ def run(program: str, module: str) -> int:
         sock = connect(system_root(arguments, environment))
         if sock is not None:
             status = delegate(sock, program, arguments)
-            sock.close()
             if status is not None:
-                return status
+                # Nothing is left to tidy up, which would take a fifth of the time.
+                posix._exit(status)
+            sock.close()
     if "site" not in sys.modules and not light:
         import site
 

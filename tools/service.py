@@ -1,9 +1,10 @@
 """The warm service: a parent with every module loaded, which forks one process per command.
 
-It saves the imports, nothing else: a command does the same things without it. The child answers
-its client itself, so a service that dies loses nothing; the client may be gone and the command
-finishes or unwinds on its own. Only root may connect (peer credentials), and a service whose code
-has changed on disk answers "stale" once and ends.
+It saves the imports, nothing else: a command does the same things without it. The process for the
+next command is forked before that comes, and answers its client itself, so a service that dies
+loses nothing; the client may be gone and the command finishes or unwinds on its own. Only root may
+connect (peer credentials), and a service whose code has changed on disk answers "stale" once and
+ends.
 
 Wire: the client sends MAGIC, the length of the body (4 bytes) and its descriptors 0, 1, 2 and
 working directory; then the body, NUL-separated: program, umask, number of arguments, arguments,
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from runtime import nursery, state, unixsocket
+from runtime import nursery, state, syscalls, unixsocket
 from runtime.net import keeper
 from runtime.paths import Paths
 from tools.client import MAGIC, connect
@@ -56,6 +57,14 @@ _PRELOAD = (
 IDLE_S = 900.0
 _CHECK_S = 30.0
 _LARGEST_REQUEST = 8 << 20
+_CHANGES = (
+    syscalls.IN_MODIFY
+    | syscalls.IN_ATTRIB
+    | syscalls.IN_CREATE
+    | syscalls.IN_DELETE
+    | syscalls.IN_MOVED_FROM
+    | syscalls.IN_MOVED_TO
+)
 _PACKAGES = ("runtime", "runtime/net", "vzfs", "templates", "vmm", "tools")
 
 
@@ -71,17 +80,37 @@ class Request:
     descriptors: list[int]
 
 
-def fingerprint() -> tuple[int, int]:
-    """Return what changes whenever our code on disk does: newest change and number of files."""
-    base = Path(__file__).resolve().parent.parent
-    newest, count = 0, 0
-    for package in _PACKAGES:
-        with contextlib.suppress(FileNotFoundError), os.scandir(base / package) as entries:
-            for entry in entries:
-                if entry.name.endswith(".py"):
-                    newest = max(newest, entry.stat().st_mtime_ns)
-                    count += 1
-    return newest, count
+class Code:
+    """Our code on disk, as it was when this process loaded it."""
+
+    def __init__(self) -> None:
+        """Remember what there is now, and look again only when the kernel tells of a change."""
+        base = Path(__file__).resolve().parent.parent
+        self._places = [base / package for package in _PACKAGES]
+        self._watch = -1
+        with contextlib.suppress(OSError):  # no more watches for this user: looked at every time
+            self._watch = syscalls.inotify_watch(self._places, _CHANGES)
+        self._loaded = self._fingerprint()
+
+    def changed(self) -> bool:
+        """Whether what this process loaded is not what there is."""
+        if self._watch >= 0:
+            try:
+                os.read(self._watch, 1 << 16)
+            except BlockingIOError:
+                return False
+        return self._fingerprint() != self._loaded
+
+    def _fingerprint(self) -> tuple[int, int]:
+        """Return the newest change and the number of files."""
+        newest, count = 0, 0
+        for place in self._places:
+            with contextlib.suppress(FileNotFoundError), os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.name.endswith(".py"):
+                        newest = max(newest, entry.stat().st_mtime_ns)
+                        count += 1
+        return newest, count
 
 
 def serve(paths: Paths, *, idle_s: float = IDLE_S) -> int:
@@ -97,7 +126,7 @@ def serve(paths: Paths, *, idle_s: float = IDLE_S) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
-    code = fingerprint()
+    code = Code()
     nursery.begin()
     preload()
     # Children are never waited for here: their clients hear from them.
@@ -105,7 +134,7 @@ def serve(paths: Paths, *, idle_s: float = IDLE_S) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener = unixsocket.listen(path)
     try:
-        _accept_loop(listener, paths, code, idle_s)
+        _accept_loop(listener, lock, paths, code, idle_s)
     finally:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
@@ -122,13 +151,16 @@ def preload() -> None:
 
 
 def _accept_loop(
-    listener: socket.socket, paths: Paths, code: tuple[int, int], idle_s: float
+    listener: socket.socket, lock: int, paths: Paths, code: Code, idle_s: float
 ) -> None:
+    # What a long command must not keep from the next service.
+    unneeded = (listener.fileno(), lock)
     path = paths.socket("service")
     inode = path.stat().st_ino
     quiet_since = time.monotonic()
     kept = quiet_since
     listener.settimeout(_CHECK_S)
+    spare = Spare(unneeded)
     while time.monotonic() - quiet_since < idle_s:
         if time.monotonic() - kept >= keeper.EVERY_S and keeper.needed(paths):
             # Traffic counters are saved as long as containers have a network.
@@ -150,12 +182,46 @@ def _accept_loop(
         with connection:
             if not _from_root(connection):
                 continue
-            if fingerprint() != code:
+            if code.changed():
                 connection.sendall(b"S\0\0\0\0")
                 return
-            if os.fork() == 0:
-                listener.close()
-                _child(connection)
+            spare.give(connection)
+            spare = Spare(unneeded)
+
+
+class Spare:
+    """The process that will run the next command, forked while there was time for it."""
+
+    def __init__(self, unneeded: Sequence[int]) -> None:
+        """Fork it without the ``unneeded`` descriptors; raises OSError."""
+        self._unneeded = unneeded
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            if self._fork():
+                self._sock.close()
+                with contextlib.suppress(OSError):
+                    _word, fds, _flags, _address = socket.recv_fds(theirs, 1, 1)
+                    if fds:
+                        theirs.close()
+                        _child(socket.socket(fileno=fds[0]))
+                os._exit(0)
+
+    def give(self, connection: socket.socket) -> None:
+        """Have it run the command of ``connection``; one that was killed is replaced."""
+        with self._sock:
+            try:
+                socket.send_fds(self._sock, [b"C"], [connection.fileno()])
+            except BrokenPipeError:
+                if self._fork():
+                    _child(connection)
+
+    def _fork(self) -> bool:
+        """Fork; return whether this is the child."""
+        if os.fork():
+            return False
+        for fd in self._unneeded:
+            os.close(fd)
+        return True
 
 
 def _from_root(connection: socket.socket) -> bool:

@@ -1,5 +1,6 @@
 """The warm service runs a command as the stub would, and never instead of it."""
 
+import fcntl
 import os
 import signal
 import sys
@@ -135,6 +136,54 @@ def test_a_service_of_older_code_says_so_and_ends(root, monkeypatch):
         assert client.connect(root) is None
     finally:
         os.utime(module, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def children(pid):
+    """Return the children of a process but for the nursery of supervisors."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(word) for word in found if Path(f"/proc/{word}/comm").read_text() != "vz-nursery\n"]
+
+
+def test_a_command_runs_though_the_process_kept_for_it_was_killed(root):
+    (serving,) = children(os.getpid())
+    assert run_in_child(lambda: delegate(root, "--root", root, "-a1"))[0] == 0
+    deadline = time.monotonic() + 5
+    while len(children(serving)) != 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (spare,) = children(serving)
+    os.kill(spare, signal.SIGKILL)
+    while children(serving) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    status, text = run_in_child(lambda: delegate(root, "--root", root, "-a1"))
+    assert (status, text.split()) == (0, ["101"])
+
+
+def test_a_command_that_lasts_does_not_keep_the_next_service_away(root):
+    (serving,) = children(os.getpid())
+    asking = os.fork()
+    if asking == 0:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 1)
+            os._exit(delegate(root, program="vzctl"))
+    try:
+        deadline = time.monotonic() + 5
+        while len(children(serving)) != 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(serving, signal.SIGKILL)
+        path = Paths(Path(root)).socket("service")
+        with open(path.with_suffix(".lock"), "w") as lock:
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.01)
+            else:
+                pytest.fail("the command still holds the lock of its service")
+        assert client.connect(root) is None
+    finally:
+        os.kill(asking, signal.SIGKILL)
+        os.waitpid(asking, 0)
 
 
 def test_without_a_service_there_is_no_connection(tmp_path):
