@@ -230,8 +230,18 @@ class Figures:
             self._number(f"{place}/pids.current") or 0,
             self._number(f"{place}/pids.peak"),
             _limit(self._number(f"{place}/pids.max")),
-            self._pairs(f"{place}/pids.events").get("max", 0),
+            self._refused_forks(place),
         )
+
+    def _refused_forks(self, place: str) -> int:
+        """Return how many forks the limit of ``place`` refused.
+
+        Before Linux 6.11, which brought ``pids.events.local``, v2 counts where the process that
+        forked is, not where the limit is.
+        """
+        if "pids" in self._v1 or self._text(f"{place}/pids.events.local"):
+            return self._pairs(f"{place}/pids.events").get("max", 0)
+        return sum(self._pairs(f"{group}/pids.events").get("max", 0) for group in _groups(place))
 
     def stalled_us(self, resource: str) -> int | None:
         """Return for how long something waited for ``cpu``, ``memory`` or ``io``, in µs.
@@ -247,12 +257,8 @@ class Figures:
         """Return the host ids of its threads, unsorted."""
         name = "tasks" if self._v2 is None else "cgroup.threads"
         found: list[int] = []
-        waiting = [self._v2 or next(self._directories())]
-        while waiting:
-            directory = waiting.pop()
+        for directory in _groups(self._v2 or next(self._directories())):
             found += map(int, self._text(f"{directory}/{name}").split())
-            with suppress(OSError), os.scandir(directory) as entries:
-                waiting += [entry.path for entry in entries if entry.is_dir()]
         return found
 
     def cpu_of_each(self) -> list[tuple[int, int]] | None:
@@ -336,3 +342,12 @@ def _all(fd: int) -> str:
     if len(data) == _USUAL:
         data += os.pread(fd, _LARGEST, _USUAL)
     return data.decode("ascii", "replace")
+
+
+def _groups(top: str) -> Iterator[str]:
+    """Yield ``top`` and the directories below."""
+    waiting = [top]
+    while waiting:
+        yield (directory := waiting.pop())
+        with suppress(OSError), os.scandir(directory) as entries:
+            waiting += [entry.path for entry in entries if entry.is_dir()]

@@ -96,6 +96,16 @@ def test_v1_swap_is_the_sum_less_the_memory(v1):
     assert (memory.peak, memory.limit_hits, memory.oom_kills) == (9500, 7, 2)
 
 
+def test_v2_refused_forks_are_found_where_the_kernel_counts_them(v2, tmp_path):
+    write(tmp_path / "pyvz/101", **{"pids__events.local": "max 0\n"})
+    write(tmp_path / "pyvz/101/ct", pids__events="max 4\n")
+    assert v2.tasks().failures == 3
+    (tmp_path / "pyvz/101/pids.events.local").unlink()
+    write(tmp_path / "pyvz/101", pids__events="max 0\n")
+    write(tmp_path / "pyvz/101/ct/system.slice", pids__events="max 2\n")
+    assert v2.tasks().failures == 6
+
+
 def test_v1_counts_processors_one_by_one(v1):
     assert v1.cpu_of_each() == [(1500, 400), (500, 600)]
     cpu = v1.cpu()
