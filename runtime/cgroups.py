@@ -145,6 +145,28 @@ class Cgroup:
             return self._v2
         return f"{self._v2}/{_INNER}"
 
+    @property
+    def v2_server(self) -> str | None:
+        """The v2 directory its file server is in while the container's I/O is limited."""
+        if self._v2 is None:
+            return None
+        place, name = os.path.split(self._v2)
+        return f"{place}/server-{name}"
+
+    def io_rates(self) -> list[str]:
+        """Return the lines of ``io.max`` that hold for the container in v2."""
+        if self._v2 is None or not os.path.exists(f"{self._v2}/io.max"):
+            return []
+        return cgroups_v1.read(self._v2, "io.max").splitlines()
+
+    def make_server(self, rates: list[str]) -> None:
+        """Make the file server's group in v2 with these lines of ``io.max``; raises OSError."""
+        assert self.v2_server is not None
+        with suppress(FileExistsError):
+            os.mkdir(self.v2_server)
+        for line in rates:
+            cgroups_v1.write(self.v2_server, "io.max", line)
+
     def exists(self) -> bool:
         """Whether any directory of it is there."""
         return any(os.path.isdir(place) for place in self._places())
@@ -362,6 +384,9 @@ class Cgroup:
         Raises SystemFailure.
         """
         deadline = time.monotonic() + timeout_s
+        if self.v2_server is not None:
+            with suppress(OSError):  # mostly there is none; a server that is left keeps it
+                os.rmdir(self.v2_server)
         for place in self._places():
             pause_s = 0.0005
             while True:

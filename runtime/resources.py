@@ -345,25 +345,38 @@ def apply_io(ct: Container, before: Config, after: Config) -> None:
 def share_server(tag: str, ctid: int, server_pid: int) -> None:
     """Let the rates of ``ctid`` hold for what its file server does for it; raises IoFailed.
 
-    Data that do not pass the server are the container's own I/O. fsync(2), copies and metadata are
-    done by the server: where v1 counts by process it joins the container's group while that has
-    rates. v2 counts by page, so nothing is to be done there.
+    What passes the server is read and written by it; fsync(2), copies and metadata are its work
+    anywhere. While there are rates it is, in v1, in the container's group, in v2 in one beside
+    that with the same rates: in the container's it would be frozen and killed with it, and its
+    memory would count.
     """
     own = _blkio(tag, str(ctid))
-    if own is None or not os.path.isdir(own):
-        return
-    limited = any(
-        cgroups_v1.read(own, name) for name in _THROTTLES if os.path.exists(f"{own}/{name}")
-    )
-    _move_server(tag, own, server_pid, join=limited)
+    if own is not None and os.path.isdir(own):
+        limited = any(
+            cgroups_v1.read(own, name) for name in _THROTTLES if os.path.exists(f"{own}/{name}")
+        )
+        _move_server(own, _blkio(tag, "supervisors"), server_pid, join=limited)
+    group = Cgroup(tag, ctid)
+    rates = group.io_rates()
+    if own is None and group.v2_server is not None:
+        try:
+            if rates:
+                group.make_server(rates)
+        except OSError as error:
+            raise IoFailed(f"the file server cannot be limited: {error.strerror}") from error
+        if rates or os.path.isdir(group.v2_server):
+            home = Cgroup(tag, None).v2_inner
+            _move_server(group.v2_server, home, server_pid, join=bool(rates))
 
 
 def release_server(tag: str, ctid: int, server_pid: int) -> None:
     """Take the file server out of its container's group, which is about to be removed."""
-    own = _blkio(tag, str(ctid))
-    if own is not None and os.path.isdir(own):
-        with suppress(IoFailed):
-            _move_server(tag, own, server_pid, join=False)
+    places = [(_blkio(tag, str(ctid)), _blkio(tag, "supervisors"))]
+    places.append((Cgroup(tag, ctid).v2_server, Cgroup(tag, None).v2_inner))
+    for own, home in places:
+        if own is not None and os.path.isdir(own):
+            with suppress(IoFailed):
+                _move_server(own, home, server_pid, join=False)
 
 
 def _blkio(tag: str, name: str) -> str | None:
@@ -371,12 +384,12 @@ def _blkio(tag: str, name: str) -> str | None:
     return None if mount is None else f"{mount}/pyvz{tag}/{name}"
 
 
-def _move_server(tag: str, own: str, server_pid: int, *, join: bool) -> None:
+def _move_server(own: str, home: str | None, server_pid: int, *, join: bool) -> None:
     # Looked at first: a move costs milliseconds, also where nothing changes.
     try:
         joined = str(server_pid) in cgroups_v1.read(own, "cgroup.procs").split()
         if joined != join:
-            target = own if join else _blkio(tag, "supervisors")
+            target = own if join else home
             assert target is not None
             cgroups_v1.write(target, "cgroup.procs", str(server_pid))
     except (FileNotFoundError, ProcessLookupError):

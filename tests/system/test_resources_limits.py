@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -64,6 +65,22 @@ def test_half_a_core_is_half_a_core_and_live(system, container):
     assert max(rate(system, container) for _ in range(3)) == pytest.approx(0.5, rel=0.05)
     system.ok("vzctl", "set", container, "--cpulimit", 25, "--save")
     assert max(rate(system, container) for _ in range(3)) == pytest.approx(0.25, rel=0.05)
+
+
+def test_limits_hold_though_systemd_turns_controllers_off(system):
+    if not Path("/run/systemd/system").exists():
+        pytest.skip("systemd is not process 1 here: ./runtests other-host has a server where it is")
+    reload = ["systemctl", "daemon-reload"]
+    subprocess.run(reload, check=True)
+    system.create(101, "busybox", "--config", "basic")
+    system.ok("vzctl", "set", 101, "--cpulimit", "50", "--save")
+    system.ok("vzctl", "start", 101)
+    subprocess.run(reload, check=True)
+    load(system, 101)
+    assert rate(system, 101) == pytest.approx(0.5, rel=0.2)
+    system.ok("vzctl", "set", 101, "--cpumask", "0", "--iopslimit", "1000", "--cpulimit", "25")
+    subprocess.run(reload, check=True)
+    assert rate(system, 101) == pytest.approx(0.25, rel=0.2)
 
 
 def test_a_limit_in_megahertz_is_a_part_of_the_processor(system, container):
@@ -180,6 +197,7 @@ def test_numproc_refuses_the_fork_beyond_it(system, container):
 
 def test_an_io_limit_holds_for_direct_and_for_synced_writes(system, container):
     from runtime.resources import block_device
+    from vzfs.server import offers_passthrough
 
     if block_device(system.paths.private(container)) is None:
         pytest.skip("the private area is on no block device; put TMPDIR on a disk")
@@ -189,8 +207,10 @@ def test_an_io_limit_holds_for_direct_and_for_synced_writes(system, container):
         began = time.monotonic()
         system.ok("vzctl", "exec", container, f"{_WRITE} count=16 conv=fsync")
         rates.append(16 / (time.monotonic() - began))
-    # Other work on the disk only takes away: the most that was seen is the limit.
-    assert max(rates) == pytest.approx(4, rel=0.1)
+    # Other work on the disk only takes away: the most that was seen is the limit. What passes the
+    # file server is slower where the processor is emulated.
+    assert max(rates) < 4.4
+    assert max(rates) > (3.6 if offers_passthrough() else 1)
     system.ok("vzctl", "set", container, "--iolimit", "0", "--save")
     began = time.monotonic()
     system.ok("vzctl", "exec", container, f"{_WRITE} count=16 conv=fsync")
