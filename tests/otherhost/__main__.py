@@ -97,14 +97,15 @@ def main(words: list[str]) -> int:
         print(f"other-host: the guest cannot be built: {error}", file=sys.stderr)
         return _UNFINISHED
     how = acceleration.choose(None)
-    shutil.rmtree(cache / _LAST, ignore_errors=True)
-    (cache / _LAST).mkdir()
     try:
         if asked.stay:
             return _stay(built, how, asked)
         with guest.connected(Ports(built.staying)) as there:
             if there is not None:
+                _clear_last(cache)
                 return _order(there, Ports(built.staying), cache, how, asked)
+        # Not before: another run may be using the guest that stays, and write there.
+        _clear_last(cache)
         with _own(built, cache, how, asked) as ports, guest.connected(ports) as there:
             if there is None:
                 raise ConnectionRefusedError("the guest takes no orders")
@@ -112,6 +113,11 @@ def main(words: list[str]) -> int:
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"other-host: QEMU failed: {error}", file=sys.stderr)
         return _UNFINISHED
+
+
+def _clear_last(cache: Path) -> None:
+    shutil.rmtree(cache / _LAST, ignore_errors=True)
+    (cache / _LAST).mkdir()
 
 
 def _stay(built: image.Image, how: Acceleration, asked: argparse.Namespace) -> int:
