@@ -152,7 +152,11 @@ class System:
         """Return what is left though nothing should run: processes, mounts, cgroups."""
         left = [f"process {pid}: {_command_line(pid)}" for pid in self.processes()]
         left += [f"mount {mount}" for mount in self.mounts()]
-        left += [f"cgroup {group}" for group in self.cgroups() if group.name.removeprefix("server-").isdecimal()]
+        left += [
+            f"cgroup {group}"
+            for group in self.cgroups()
+            if group.name.removeprefix("server-").isdecimal()
+        ]
         return left
 
 
