@@ -186,6 +186,8 @@ class Supervisor:
         if act is not Act.END and kept.run:
             kept.view, kept.view_channel = children.fork("procview", children.serve_view)
         self._told, theirs = children.channel()
+        # Not by MSG_DONTWAIT: recv_fds of Python 3.11 takes flags and passes none on.
+        self._told.setblocking(False)
         self._ended.clear()
         with theirs:
             if os.fork() == 0:
@@ -202,9 +204,7 @@ class Supervisor:
         kept = self.kept
         while self._act is not None:
             try:
-                data, fds, _flags, _address = socket.recv_fds(
-                    self._told, children.LONGEST, 4, socket.MSG_DONTWAIT
-                )
+                data, fds, _flags, _address = socket.recv_fds(self._told, children.LONGEST, 4)
             except BlockingIOError:
                 return
             except ConnectionResetError:

@@ -214,3 +214,18 @@ def test_a_mounted_container_whose_keeper_died_is_unmounted_by_the_next_command(
     assert (made.paths.ct_root(CT) / "bin").exists()
     made.ok("vzctl", "umount", CT)
     stopped_clean(made)
+
+
+def test_a_file_server_that_dies_during_a_start_is_replaced(system):
+    system.create(101, "busybox")
+    script = system.paths.conf_dir / "101.mount"
+    # Who waits for the new server is the start itself: nobody else may be waiting for that.
+    script.write_text(
+        "#!/bin/sh\n"
+        'keeper=$(ps -o ppid= -p "$PPID" | tr -d " ")\n'
+        'pkill -9 -P "$keeper" -x vzfs-101 || exit 3\n'
+        f"exec timeout 20 ls {system.paths.ct_root(101)}/bin/busybox\n"
+    )
+    script.chmod(0o755)
+    system.ok("vzctl", "start", 101)
+    assert system.ok("vzctl", "exec", 101, "echo served") == "served\n"
