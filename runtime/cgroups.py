@@ -159,11 +159,23 @@ class Cgroup:
             return []
         return cgroups_v1.read(self._v2, "io.max").splitlines()
 
-    def make_server(self, rates: list[str]) -> None:
-        """Make the file server's group in v2 with these lines of ``io.max``; raises OSError."""
+    def limit_server(self, rates: list[str]) -> None:
+        """Let these lines of ``io.max``, and no others, hold for the file server's group in v2.
+
+        The group is made for them. One that is there stays without any: the pages written from it
+        reach the disk in its name for some time after the server left. Raises OSError.
+        """
         assert self.v2_server is not None
-        with suppress(FileExistsError):
-            os.mkdir(self.v2_server)
+        if rates:
+            with suppress(FileExistsError):
+                os.mkdir(self.v2_server)
+        elif not os.path.isdir(self.v2_server):
+            return
+        named = {line.partition(" ")[0] for line in rates}
+        for line in cgroups_v1.read(self.v2_server, "io.max").splitlines():
+            if (device := line.partition(" ")[0]) not in named:
+                unlimited = f"{device} rbps=max wbps=max riops=max wiops=max"
+                cgroups_v1.write(self.v2_server, "io.max", unlimited)
         for line in rates:
             cgroups_v1.write(self.v2_server, "io.max", line)
 

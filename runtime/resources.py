@@ -360,8 +360,7 @@ def share_server(tag: str, ctid: int, server_pid: int) -> None:
     rates = group.io_rates()
     if own is None and group.v2_server is not None:
         try:
-            if rates:
-                group.make_server(rates)
+            group.limit_server(rates)
         except OSError as error:
             raise IoFailed(f"the file server cannot be limited: {error.strerror}") from error
         if rates or os.path.isdir(group.v2_server):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
-from runtime import cgroups_v2
+from runtime import cgroups, cgroups_v2
 from runtime.cgroup_limits import DeviceRule, Limits
-from runtime.cgroups import parse
+from runtime.cgroups import Cgroup, Hierarchies, parse
 from runtime.cgroups_v2 import device_program
 
 _V1 = [
@@ -130,3 +131,21 @@ def test_controllers_arrive_though_systemd_turns_them_off_meanwhile(
     monkeypatch.setattr(cgroups_v2, "write", groups.write)
     cgroups_v2.pass_on(("0", "1", "2"), frozenset(("cpu", "io", "memory", "pids")))
     assert groups.passed == [{"cpu", "io", "memory"}] * 3
+
+
+def test_the_file_servers_group_loses_the_rates_the_container_has_no_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cgroups, "hierarchies", lambda: Hierarchies({}, str(tmp_path), frozenset()))
+    (tmp_path / "pyvzt").mkdir()
+    group = Cgroup("t", 101)
+    group.limit_server([])
+    assert group.v2_server is not None and not Path(group.v2_server).exists()
+    place = tmp_path / "pyvzt/server-101"
+    place.mkdir()
+    limit = place / "io.max"
+    limit.write_text("8:0 rbps=max wbps=4096 riops=max wiops=max\n")
+    group.limit_server([])
+    assert limit.read_text() == "8:0 rbps=max wbps=max riops=max wiops=max"
+    group.limit_server(["8:0 rbps=max wbps=1 riops=max wiops=max"])
+    assert "wbps=1" in limit.read_text()
