@@ -146,6 +146,6 @@ def test_the_file_servers_group_loses_the_rates_the_container_has_no_more(
     limit = place / "io.max"
     limit.write_text("8:0 rbps=max wbps=4096 riops=max wiops=max\n")
     group.limit_server([])
-    assert limit.read_text() == "8:0 rbps=max wbps=max riops=max wiops=max"
+    assert limit.read_text().startswith("8:0 rbps=max wbps=max riops=max wiops=max")
     group.limit_server(["8:0 rbps=max wbps=1 riops=max wiops=max"])
     assert "wbps=1" in limit.read_text()
