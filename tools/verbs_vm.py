@@ -160,7 +160,7 @@ def _stop_timeout(context: Context) -> float:
 def restart(context: Context, args: argparse.Namespace) -> None:
     """Stop a machine if it runs, then start it."""
     with opened(context, args.ident, "restart") as machine:
-        machine.restart(fast=args.kill or args.fast)
+        machine.restart(fast=args.kill or args.fast, timeout_s=_stop_timeout(context))
 
 
 def reset(context: Context, args: argparse.Namespace) -> None:

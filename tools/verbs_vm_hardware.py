@@ -43,6 +43,8 @@ def set_(context: Context, args: argparse.Namespace) -> None:
     if not given and not any(devices) and not args.name:
         raise InvalidOption("nothing to set", hint="pctl set --help lists the settings")
     with opened(context, args.ident, "set") as machine:
+        if args.name:
+            renaming.check(machine, args.name)
         if given or any(devices):
             change = Change(machine, crypted=args.crypted)
             try:

@@ -296,10 +296,10 @@ class Machine:
         self.progress.say("The VM has been successfully stopped.")
         undo.ended(self)
 
-    def restart(self, *, fast: bool = False) -> None:
-        """Stop it if it runs, then start it."""
+    def restart(self, *, fast: bool = False, timeout_s: float = STOP_S) -> None:
+        """Stop it if it runs, as ``stop`` does, then start it."""
         if self.state().active:
-            self.stop(fast=fast)
+            self.stop(fast=fast, timeout_s=timeout_s)
         self.start()
 
     def reset(self) -> None:

@@ -9,6 +9,12 @@ from vmm.machine import Machine
 from vmm.registry import MachineRecord
 
 
+def check(machine: Machine, name: str) -> None:
+    """Raise what ``rename`` would, NameFailed or AlreadyRunning; nothing is changed."""
+    machine.stopped("rename")
+    registry.check_new(machine.paths, name)
+
+
 def rename(machine: Machine, name: str) -> None:
     """Rename a stopped machine; raises NameFailed, AlreadyRunning.
 

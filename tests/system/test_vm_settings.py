@@ -222,6 +222,12 @@ def test_a_machine_boots_by_uefi_and_keeps_its_variables(stopped: Lab) -> None:
     assert "nvram" not in (stopped.home / "config.xml").read_text()
 
 
+def test_a_name_that_cannot_be_had_leaves_every_setting_as_it_was(stopped: Lab) -> None:
+    before = (stopped.home / "config.xml").read_text()
+    stopped.fails(137, "pctl", "set", "demo", "--memsize", "300", "--name", "demo")
+    assert (stopped.home / "config.xml").read_text() == before
+
+
 def test_the_boot_menu_is_offered(stopped: Lab) -> None:
     stopped.vm("set", "demo", "--select-boot-device", "on")
     config = (stopped.home / "config.xml").read_text()
