@@ -7,7 +7,9 @@ send them, and no arping(8) is needed.
 from __future__ import annotations
 
 import fcntl
+import functools
 import ipaddress
+import os
 import select
 import socket
 import struct
@@ -103,17 +105,26 @@ def announce(device: str, addresses: Iterable[Address]) -> None:
     """
     mac = mac_of(device)
     everybody = ipaddress.IPv6Address("ff02::1").packed
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as sock:
-        sock.bind((device, 0))
-        for address in addresses:
-            own = address.packed
-            if address.version == 4:
-                sock.send(arp(mac, _ARP_REQUEST, own, own))
-                sock.send(arp(mac, _ARP_REPLY, own, own, to=mac))
-            else:
-                sock.send(
-                    neighbour_message(_ND_ADVERTISEMENT, mac, own, everybody, own, flags=0x20000000)
-                )
+    sock = _sender(os.stat("/proc/thread-self/ns/net").st_ino)
+    for address in addresses:
+        own = address.packed
+        if address.version == 4:
+            sock.sendto(arp(mac, _ARP_REQUEST, own, own), (device, _ETH_P_ARP))
+            sock.sendto(arp(mac, _ARP_REPLY, own, own, to=mac), (device, _ETH_P_ARP))
+        else:
+            advertisement = neighbour_message(
+                _ND_ADVERTISEMENT, mac, own, everybody, own, flags=0x20000000
+            )
+            sock.sendto(advertisement, (device, _ETH_P_IPV6))
+
+
+@functools.lru_cache(maxsize=1)
+def _sender(_namespace: int) -> socket.socket:
+    """Return a socket of this network namespace that sends frames and receives none.
+
+    It is open until the process ends: to close a packet socket waits 8 to 16 ms for all processors.
+    """
+    return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
 
 
 def _solicitation(mac: bytes, address: Address, own: bytes) -> bytes:
@@ -147,11 +158,13 @@ def conflicts(devices: Sequence[str], addresses: Sequence[Address]) -> list[Conf
     if not devices or not addresses:
         return []
     found: dict[Address, Conflict] = {}
+    # Not more sockets than are needed: see _sender.
+    protocols = {_ETH_P_ARP if a.version == 4 else _ETH_P_IPV6 for a in addresses}
     with ExitStack() as stack:
         sockets: dict[socket.socket, tuple[str, bytes, bytes]] = {}
         for device in devices:
             mac, own = mac_of(device), _own_ipv4(device)
-            for protocol in (_ETH_P_ARP, _ETH_P_IPV6):
+            for protocol in protocols:
                 sock = stack.enter_context(
                     socket.socket(
                         socket.AF_PACKET,
