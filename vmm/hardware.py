@@ -352,7 +352,7 @@ def remove(change: Change, name: str, *, destroy_image: bool = False) -> None:
             if element.get("bus") == "usb":
                 change.domain.devices.remove(element)
         change.domain.devices.append(made.element)
-    for key in ("network", "ips", "gateway", "dhcp", "image", "configure", "ipfilter", "macfilter"):
+    for key in ("network", "ips", "gateway", "dhcp", "image", "configure", *nics.FILTERS):
         change.domain.set_setting(f"{name}.{key}", None)
     change.say(f"Remove the {name} device.")
     if _hot(device):

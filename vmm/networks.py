@@ -119,6 +119,7 @@ def tap(domain: Domain, device: Adapter) -> Tap | None:
         tuple(domain.setting(f"{device.name}.ips").split()),
         mac_filter=domain.setting(f"{device.name}.macfilter") != "no",
         ip_filter=domain.setting(f"{device.name}.ipfilter") == "yes",
+        sealed=domain.setting(f"{device.name}.preventpromisc") == "yes",
         rate=domain.setting("rate"),
         rate_bound=domain.setting("ratebound"),
     )

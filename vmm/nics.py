@@ -10,6 +10,9 @@ from vmm.change import Change
 from vmm.devices import Adapter
 from vmm.wish import Wish
 
+#: What the server lets an adapter send and hear: settings of the same names in ``Wish``.
+FILTERS = ("ipfilter", "macfilter", "preventpromisc")
+
 
 def network_of(change: Change, wish: Wish) -> str:
     """Return the network a new or changed adapter is to join; raises VethFailed."""
@@ -45,13 +48,13 @@ def _check_mac(change: Change, text: str, *, but: str) -> str:
 
 
 def store_filters(change: Change, adapter: Adapter, wish: Wish) -> None:
-    """Note what the server lets an adapter send, live where it has a tap in a bridge."""
+    """Note what an adapter may send and hear, live where it has a tap in a bridge."""
     domain, name = change.domain, adapter.name
-    given = {"configure": wish.configure, "ipfilter": wish.ipfilter, "macfilter": wish.macfilter}
+    given = {key: getattr(wish, key) for key in ("configure", *FILTERS)}
     for key, value in given.items():
         if value is not None:
             domain.set_setting(f"{name}.{key}", "yes" if value else "no")
-    if wish.ipfilter is None and wish.macfilter is None:
+    if all(given[key] is None for key in FILTERS):
         return
     if adapter.type != "routed":
         change.machine.progress.warn(

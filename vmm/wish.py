@@ -28,6 +28,8 @@ class Wish:
     configure: bool | None = None
     ipfilter: bool | None = None
     macfilter: bool | None = None
+    #: Whether the server keeps frames for others from the adapter.
+    preventpromisc: bool | None = None
     output: str | None = None
     socket: str | None = None
     socket_mode: str = "server"

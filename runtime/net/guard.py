@@ -28,6 +28,8 @@ class Port:
     addresses: tuple[Address, ...] = ()
     #: False: no guard at all (mac_filter=off).
     guarded: bool = True
+    #: True: it hears only frames for its MAC, and those for groups and for all.
+    sealed: bool = False
 
 
 def host_script() -> str:
@@ -107,18 +109,45 @@ def port_script(port: Port) -> str:
     rule("accept")
     key = f'"{port.ifname}"'
     lines.append(f"add element bridge {_T} ports {{ {key} : jump {port.ifname} }}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + (_seal_script(port) if port.sealed else _unseal(port.ifname))
+
+
+#: What each sealed port hears; the hook comes with the first of them.
+_HEARD = f"add map bridge {_T} heard {{ type ifname : verdict; }}\n"
+
+
+def _seal_script(port: Port) -> str:
+    chain = f"bridge {_T} in_{port.ifname}"
+    return f"""{_HEARD}
+add chain bridge {_T} post {{ type filter hook postrouting priority 300; policy accept; }}
+flush chain bridge {_T} post
+add rule bridge {_T} post oifname vmap @heard
+add chain {chain}
+flush chain {chain}
+add rule {chain} ether daddr {port.mac} accept
+add rule {chain} ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 accept
+add rule {chain} counter drop comment "for others"
+add element bridge {_T} heard {{ "{port.ifname}" : jump in_{port.ifname} }}
+"""
+
+
+def _unseal(ifname: str) -> str:
+    return _HEARD + _remove("heard", ifname, f"in_{ifname}")
+
+
+def _remove(verdicts: str, ifname: str, chain: str) -> str:
+    """Return the script that removes a chain and its element of a map, there or not."""
+    element = f'bridge {_T} {verdicts} {{ "{ifname}" : jump {chain} }}'
+    # Adding first makes deleting succeed: `destroy` is younger than the oldest nft we support.
+    return (
+        f"add chain bridge {_T} {chain}\nadd element {element}\ndelete element {element}\n"
+        f"flush chain bridge {_T} {chain}\ndelete chain bridge {_T} {chain}\n"
+    )
 
 
 def remove_port_script(ifname: str) -> str:
-    """Return the script that removes a port's chain, whether or not it is there."""
-    chain = f"bridge {_T} {ifname}"
-    element = f'bridge {_T} ports {{ "{ifname}" : jump {ifname} }}'
-    # Adding first makes deleting succeed: `destroy` is younger than the oldest nft we support.
-    return (
-        f"add chain {chain}\nadd element {element}\ndelete element {element}\n"
-        f"flush chain {chain}\ndelete chain {chain}\n"
-    )
+    """Return the script that removes a port's chains, whether or not they are there."""
+    return _remove("ports", ifname, ifname) + _unseal(ifname)
 
 
 def present(tables: Set[tuple[str, str]]) -> bool:

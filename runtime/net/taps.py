@@ -39,6 +39,8 @@ class Tap:
     addresses: tuple[str, ...] = ()
     mac_filter: bool = True
     ip_filter: bool = False
+    #: Whether it hears only what is for it.
+    sealed: bool = False
     #: RATE and RATEBOUND of the machine; empty: those of the server hold.
     rate: str = ""
     rate_bound: str = ""
@@ -54,7 +56,7 @@ class Tap:
         if not self.network:
             return None
         own = tuple(ip.address for ip in self.ips) if self.ip_filter else ()
-        return guard.Port(self.ifname, self.mac, own, guarded=self.mac_filter)
+        return guard.Port(self.ifname, self.mac, own, guarded=self.mac_filter, sealed=self.sealed)
 
     def shaped(
         self, paths: Paths, config: Mapping[str, str], plans: tuple[rates.Plan, ...]

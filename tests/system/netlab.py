@@ -244,7 +244,7 @@ class Lab:
             found += self.host.run("ip", family, "route", "show", "proto", "181").splitlines()
             found += self.host.run("ip", family, "neigh", "show", "proxy").splitlines()
         rules = self.host.run("nft", "list", "ruleset")
-        found += re.findall(r"chain (v[eth\d]+\.\d+)", rules)
+        found += re.findall(r"chain (?:in_)?(v[eth\d]+\.\d+)", rules)
         found += re.findall(r'"(veth\d+\.\d+)" : ', rules)
         return found
 

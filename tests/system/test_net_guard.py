@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -288,6 +289,32 @@ def test_without_mac_filter_an_adapter_may_do_all_that(bridged: Lab) -> None:
     job = captured(witness, "eth0")
     attacker.call(send_frame, "eth0", b"\xff" * 6 + b"\x02\0\0\0\0\x09" + b"\x88\xb5" + bytes(60))
     assert any(frame[12:14] == b"\x88\xb5" for frame in job.result())
+
+
+def test_a_sealed_adapter_hears_only_what_is_for_it(bridged: Lab) -> None:
+    port = guard.Port("veth103.1", MAC[103])
+    assert port.ifname in bridged.host.run("ip", "-o", "link")
+    own = bytes.fromhex(MAC[101].replace(":", ""))
+    sender = socket.inet_aton(IN4[101])
+    to_all = arp(own, 1, sender, b"to a")
+    # Nobody has this address: a bridge sends such frames to all.
+    stray = b"\x02\0\0\0\0\x77" + arp(own, 1, sender, b"lost")[6:]
+
+    def hears() -> set[bytes]:
+        job = captured(bridged.containers[103], "eth0")
+        for frame in (stray, to_all):
+            bridged.containers[101].call(send_frame, "eth0", frame)
+        return {frame[38:42] for frame in job.result()} & {b"lost", b"to a"}
+
+    assert hears() == {b"lost", b"to a"}
+    for _ in range(2):
+        with bridged.server() as server:
+            server.nft.run(guard.port_script(replace(port, sealed=True)))
+        assert hears() == {b"to a"}
+        assert bridged.containers[103].answers(IN4[102])
+    with bridged.server() as server:
+        server.nft.run(guard.port_script(port))
+    assert hears() == {b"lost", b"to a"}
 
 
 def test_a_foreign_flush_of_the_rules_is_noticed_and_repaired(bridged: Lab) -> None:

@@ -84,11 +84,16 @@ def test_a_machine_on_its_networks_is_reached_and_leaves_no_link(server: Server)
     server.call("pctl", "set", "net", "--rate", "1:512", "--ratebound", "yes")
     server.call("pctl", "set", "net", "--device-set", "net0", "--type", "host-only",
                 "--ipadd", "192.0.2.5/24")  # fmt: skip
+    server.call("pctl", "set", "net", "--device-set", "net0", "--preventpromisc", "yes")
     server.call("pctl", "start", "net", "--wait")
     # What was stored while the machine was stopped is set inside after its start.
     assert "192.0.2.5/24" in server.call("pctl", "exec", "net", "ip addr show eth0")
     server.call("pctl", "exec", "net", "ping -c 1 -W 3 192.0.2.1")
     tap = next(name for name, bridge in server.links().items() if bridge == "vbr-Host-Only")
+    # It hears only what is for it, until it is told otherwise while it runs.
+    assert f"jump in_{tap}" in server.call("nft", "list", "map", "bridge", "pyvz_guard", "heard")
+    server.call("pctl", "set", "net", "--device-set", "net0", "--preventpromisc", "no")
+    assert f"in_{tap}" not in server.call("nft", "list", "table", "bridge", "pyvz_guard")
     # Its share of the uplink, changed while it runs.
     assert "rate 512Kbit ceil 512Kbit" in server.call("tc", "class", "show", "dev", "up0")
     server.call("pctl", "set", "net", "--rate", "1:1024", "--ratebound", "no")

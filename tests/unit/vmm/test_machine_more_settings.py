@@ -268,11 +268,14 @@ def test_filters_of_an_adapter_reach_its_tap(machine: Machine) -> None:
     from vmm.wish import Wish
 
     change = Change(machine)
-    hardware.add(change, "net", Wish(network="Routed", ipfilter=True, configure=False))
+    hardware.add(
+        change, "net", Wish(network="Routed", ipfilter=True, preventpromisc=True, configure=False)
+    )
     hardware.configure(change, "net0", Wish(macfilter=False, ipadd=("192.0.2.5/32",)))
     change.apply()
     (tap,) = networks.wanted(machine.current())
     assert (tap.mac_filter, tap.ip_filter, tap.addresses) == (False, True, ("192.0.2.5/32",))
+    assert tap.sealed
     assert not guestsettings.configured_inside(machine.current(), "net0")
     change = Change(machine)
     hardware.remove(change, "net0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 
@@ -26,6 +27,12 @@ def test_a_guarded_port_names_its_mac_and_addresses() -> None:
 def test_an_unguarded_port_drops_nothing() -> None:
     script = guard.port_script(guard.Port("veth101.1", "00:18:51:00:00:01", guarded=False))
     assert "drop" not in script
+
+
+def test_only_a_sealed_port_has_a_hook_for_what_it_hears() -> None:
+    port = guard.Port("vme1.0", "00:18:51:00:00:01")
+    assert "hook" not in guard.port_script(port)
+    assert "hook postrouting" in guard.port_script(replace(port, sealed=True))
 
 
 def test_a_port_with_ipv6_only_may_send_no_ipv4() -> None:
