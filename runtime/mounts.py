@@ -8,8 +8,9 @@ there (a link ``/dev`` → ``/etc``, say) can neither redirect a mount nor win a
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from runtime import syscalls
@@ -19,6 +20,8 @@ NOSUID_NODEV_NOEXEC = (
 )
 READ_ONLY = syscalls.MOUNT_ATTR_RDONLY
 _INSIDE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+#: How mountinfo writes blanks and backslashes, proc_pid_mountinfo(5).
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 @contextmanager
@@ -165,3 +168,14 @@ def is_mount_point(path: str | os.PathLike[str]) -> bool:
         ):
             raw = raw.replace(old, new_text)
         return any(line.split(b" ", 5)[4] == raw for line in file)
+
+
+def points_of(sources: Collection[str]) -> list[str]:
+    """Return where the devices ``sources`` are mounted in this namespace, the latest first."""
+    found = []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            words = line.split()
+            if os.fsdecode(words[words.index(b"-") + 2]) in sources:
+                found.append(os.fsdecode(_ESCAPED.sub(lambda m: bytes([int(m[1], 8)]), words[4])))
+    return found[::-1]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime import locks
 from runtime.errors import ConfigMissing, ImageConvertFailed, InvalidOption
 from tools._command import JSON, Context, Program, Verb, option
 from tools._command import main as run_program
@@ -24,7 +25,7 @@ _MIB = 1 << 20
 @contextmanager
 def _hdd(context: Context, path_text: str, purpose: str) -> Iterator[Hdd]:
     """Give the disk at a path, locked together with the machine that uses it."""
-    from vmm import images, registration, registry
+    from vmm import diskview, hostmount, images, registration, registry
     from vmm.disktool import Hdd
 
     path = Path(path_text).absolute()
@@ -35,11 +36,15 @@ def _hdd(context: Context, path_text: str, purpose: str) -> Iterator[Hdd]:
     found = "qcow2" if images.is_qcow2(path) else "raw"
     user = registration.image_user(context.paths, path, but="")
     if user is None:
-        yield Hdd(path, found, None)
+        with locks.environment(context.paths, "images", purpose):
+            scratch = context.paths.run / "machines" / "images"
+            scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            diskview.sweep(scratch, [path])
+            yield Hdd(path, found, scratch, None)
         return
     record = registry.find(context.paths, user)
     with opened(context, record.uuid, purpose) as machine:
-        yield Hdd(path, found, machine)
+        yield Hdd(path, found, hostmount.scratch(machine), machine)
 
 
 def _resize(context: Context, args: argparse.Namespace) -> None:

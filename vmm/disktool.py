@@ -44,6 +44,8 @@ class Hdd:
 
     path: Path
     format: str
+    #: Where its content may be shown.
+    scratch: Path
     machine: Machine | None
 
     def check_idle(self, doing: str) -> None:
@@ -207,10 +209,10 @@ def compact(hdd: Hdd, progress: Progress) -> tuple[int, int]:
     hdd.check_idle("compact the disk of")
     before = images.info(hdd.path).actual_bytes
     images.check(hdd.path, hdd.format)
-    with _content(hdd, writable=True) as view, tempfile.TemporaryDirectory() as scratch:
+    with _content(hdd, writable=True) as view:
         for part in _partitions(view, hdd.path):
             if part.file_system in _EXT:
-                _trim(view, part, Path(scratch))
+                _trim(view, part)
     if images.backing_file(hdd.path) is None:
         _replace(hdd.path, hdd, "qcow2", progress)
     after = images.info(hdd.path).actual_bytes
@@ -218,8 +220,8 @@ def compact(hdd: Hdd, progress: Progress) -> tuple[int, int]:
     return before, after
 
 
-def _trim(view: Path, part: Partition, scratch: Path) -> None:
-    point = scratch / str(part.number)
+def _trim(view: Path, part: Partition) -> None:
+    point = view.with_name(f"{view.name}.{part.number}")
     point.mkdir()
     with loopdevice.attached(
         os.fspath(view), offset=part.start_bytes, size_bytes=part.size_bytes, writable=True
@@ -235,6 +237,7 @@ def _trim(view: Path, part: Partition, scratch: Path) -> None:
                 os.close(fd)
         finally:
             syscalls.umount(point)
+    point.rmdir()
 
 
 def convert(hdd: Hdd, progress: Progress, *, plain: bool) -> Path:
@@ -290,8 +293,8 @@ def _replace(target: Path, hdd: Hdd, to: str, progress: Progress) -> None:
 
 @contextmanager
 def _content(hdd: Hdd, *, writable: bool) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="vzdisk-") as scratch:
-        with diskview.opened(hdd.path, hdd.format, Path(scratch), writable=writable) as view:
+    with tempfile.TemporaryDirectory(prefix=diskview.SCRATCH, dir=hdd.scratch) as work:
+        with diskview.opened(hdd.path, hdd.format, Path(work), writable=writable) as view:
             yield view
 
 

@@ -10,15 +10,22 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from runtime.errors import ImageMountFailed
+from runtime import files, mounts
+from runtime.errors import ImageMountFailed, ImageUmountFailed, VzError
 from runtime.state import start_ticks
+from vmm import loopdevice
 from vmm.daemon import find_program
+from vzfs import syscalls
 
 _START_S = 15.0
+_STOP_S = 60.0
+_SUFFIX = ".view"
+#: How directories begin in which one command works.
+SCRATCH = "vzdisk-"
 _POLL_S = 0.02
 
 
@@ -26,22 +33,22 @@ _POLL_S = 0.02
 def opened(image: Path, format: str, scratch: Path, *, writable: bool = False) -> Iterator[Path]:
     """Give a file with the content of ``image``; raises ImageMountFailed.
 
-    ``scratch`` is a directory of the caller's for the file to appear in.
+    ``scratch`` is a directory of the caller's for the file to appear in; ``sweep`` finds it there.
     """
     if format == "raw":
         yield image
         return
-    view, pid = start(image, format, scratch, writable=writable)
+    view = start(image, format, scratch, writable=writable)
     try:
         yield view
     finally:
-        stop(pid, view)
+        stop(view)
 
 
-def start(image: Path, format: str, scratch: Path, *, writable: bool) -> tuple[Path, int]:
-    """Serve ``image`` as a file in ``scratch``; return the file and the server's process id."""
+def start(image: Path, format: str, scratch: Path, *, writable: bool) -> Path:
+    """Serve ``image`` as a file in ``scratch`` until ``stop``, and return the file."""
     scratch.mkdir(parents=True, exist_ok=True)
-    view = scratch / f"{image.name}.view"
+    view = scratch / f"{image.name}{_SUFFIX}"
     view.touch(mode=0o600)
     read_only = "off" if writable else "on"
     argv = [
@@ -51,7 +58,6 @@ def start(image: Path, format: str, scratch: Path, *, writable: bool) -> tuple[P
         "--blockdev", f"driver={format},node-name=disk,discard=unmap,read-only={read_only},file=file",
         "--export",
         _export(view, writable=writable),
-        "--pidfile", os.fspath(scratch / f"{image.name}.pid"),
     ]  # fmt: skip
     process = subprocess.Popen(
         argv,
@@ -76,23 +82,79 @@ def start(image: Path, format: str, scratch: Path, *, writable: bool) -> tuple[P
         time.sleep(_POLL_S)
         size = view.stat().st_size
     process.stderr.close()
-    pid = process.pid
     # It may outlive us, as the mount does: no warning about a child that was not waited for.
     process.returncode = 0
-    return view, pid
+    return view
 
 
-def stop(pid: int, view: Path) -> None:
-    """End the server of ``view`` after everything written has reached the image."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _START_S
-    while start_ticks(pid) is not None and time.monotonic() < deadline:
+def stop(view: Path) -> None:
+    """End what serves ``view`` after everything written has reached the image.
+
+    Raises ImageUmountFailed when it does not end.
+    """
+    pids = _servers(view)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_S
+    while any(start_ticks(pid) is not None for pid in pids):
+        if time.monotonic() > deadline:
+            raise ImageUmountFailed(f"{view} is in use", hint="close what is open in it")
         time.sleep(_POLL_S)
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        for pid in pids:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+    with suppress(OSError):
+        # What a server leaves that was killed.
+        syscalls.umount(view, syscalls.MNT_DETACH)
     view.unlink(missing_ok=True)
-    view.with_name(view.name.removesuffix(".view") + ".pid").unlink(missing_ok=True)
+
+
+def _servers(view: Path) -> list[int]:
+    """Return the processes that serve ``view``, or are about to."""
+    found = []
+    export = os.fsencode(f"mountpoint={_escaped(view)},")
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            with suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
+                words = file.read()
+                if export in words and b"qemu-storage-daemon" in words.partition(b"\0")[0]:
+                    found.append(int(entry))
+    return found
+
+
+def sweep(scratch: Path, images: Iterable[Path]) -> None:
+    """End what a killed command left at ``images`` and in ``scratch``, as the only user of both.
+
+    What it had begun to do to a file system is waited for: a half resized one is damaged. Raises
+    ImageBusy when that takes long, ImageUmountFailed.
+    """
+    ours = {os.fspath(image) for image in images}
+    deadline = time.monotonic() + _STOP_S
+    while loops := [
+        device
+        for device, file in loopdevice.backings().items()
+        if file in ours or Path(file).is_relative_to(scratch)
+    ]:
+        for point in mounts.points_of(loops):
+            with suppress(OSError):
+                syscalls.umount(point)
+        if time.monotonic() > deadline:
+            raise ImageBusy(
+                f"a command that was killed has left work at {', '.join(loops)}",
+                hint="wait until resize2fs or e2fsck has finished",
+            )
+        time.sleep(_POLL_S)
+    for view in scratch.rglob(f"*{_SUFFIX}"):
+        stop(view)
+    for left in scratch.glob(f"{SCRATCH}*"):
+        files.remove_tree(left)
+
+
+class ImageBusy(VzError):
+    """The image is still being worked on."""
+
+    code = 41
 
 
 def _export(view: Path, *, writable: bool) -> str:

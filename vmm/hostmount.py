@@ -57,10 +57,10 @@ def describe(machine: Machine) -> list[str]:
         return [place["text"] for place in noted["places"]]
     machine.stopped("look into the disks of")
     lines = []
-    with tempfile.TemporaryDirectory(dir=_scratch(machine)) as scratch:
+    with tempfile.TemporaryDirectory(prefix=diskview.SCRATCH, dir=scratch(machine)) as work:
         for disk in devices.disks(machine.read_domain()):
             path = Path(disk.image)
-            with diskview.opened(path, disk.format, Path(scratch)) as view:
+            with diskview.opened(path, disk.format, Path(work)) as view:
                 lines += [_line(disk.name, part) for part in _read(view, path)]
     return lines
 
@@ -82,7 +82,7 @@ def mount(machine: Machine, *, writable: bool) -> list[Place]:
     if writable:
         machine.check_dependents("mount the disks for writing of")
     base = point(machine.paths, machine.record)
-    notes: dict[str, Any] = {"servers": [], "places": []}
+    notes: dict[str, Any] = {"views": [], "places": [], "whole": False}
     places: list[Place] = []
     try:
         for disk in devices.disks(machine.read_domain()):
@@ -91,21 +91,23 @@ def mount(machine: Machine, *, writable: bool) -> list[Place]:
             path = Path(disk.image)
             view = path
             if disk.format != "raw":
-                view, pid = diskview.start(path, disk.format, _scratch(machine), writable=writable)
-                notes["servers"].append({"pid": pid, "view": str(view)})
+                view = diskview.start(path, disk.format, scratch(machine), writable=writable)
+                notes["views"].append(str(view))
                 _note(machine, notes)
             for part in _read(view, path):
                 if part.file_system in _MOUNTABLE:
-                    place = _mount(base, view, disk.name, part, writable=writable)
-                    places.append(place)
-                    notes["places"].append({"point": str(place.point), "text": str(place)})
+                    target = base / f"{disk.name}.{part.number}"
+                    place = Place(disk.name, part.number, part.file_system, part.size_bytes, target)
+                    notes["places"].append({"point": str(target), "text": str(place)})
                     _note(machine, notes)
+                    _mount(place, view, part, writable=writable)
+                    places.append(place)
         if not places:
             raise ImageMountFailed(
                 f"no disk of {machine.label} has a file system this server can mount"
             )
+        _note(machine, {**notes, "whole": True})
     except BaseException:
-        _note(machine, notes)
         _undo(machine, notes)
         raise
     return places
@@ -120,8 +122,8 @@ def _read(view: Path, image: Path) -> list[Partition]:
             raise ImageMountFailed(f"{image}: {error}") from error
 
 
-def _mount(base: Path, view: Path, disk: str, part: Partition, *, writable: bool) -> Place:
-    target = base / f"{disk}.{part.number}"
+def _mount(place: Place, view: Path, part: Partition, *, writable: bool) -> None:
+    target = place.point
     target.mkdir(parents=True, exist_ok=True)
     kind = _DRIVER.get(part.file_system, part.file_system)
     flags = _FLAGS | (0 if writable else syscalls.MS_RDONLY)
@@ -143,9 +145,8 @@ def _mount(base: Path, view: Path, disk: str, part: Partition, *, writable: bool
         with suppress(OSError):
             target.rmdir()
         raise ImageMountFailed(
-            f"cannot mount partition {part.number} of {disk} ({part.file_system}): {error.strerror}"
+            f"cannot mount partition {part.number} of {place.disk} ({part.file_system}): {error.strerror}"
         ) from error
-    return Place(disk, part.number, part.file_system, part.size_bytes, target)
 
 
 def umount(machine: Machine) -> None:
@@ -168,11 +169,22 @@ def _undo(machine: Machine, notes: dict[str, Any]) -> None:
                 ) from error
         with suppress(OSError):
             target.rmdir()
-    for server in notes["servers"]:
-        diskview.stop(server["pid"], Path(server["view"]))
+    for view in notes["views"]:
+        diskview.stop(Path(view))
     with suppress(OSError):
         point(machine.paths, machine.record).rmdir()
     _notes_file(machine).unlink(missing_ok=True)
+
+
+def repair(machine: Machine) -> None:
+    """End what killed commands left at the machine's images; raises as ``diskview.sweep``.
+
+    Call it with the machine's lock held.
+    """
+    place = machine.paths.run / "machines" / machine.record.uuid
+    if _noted(machine) is None and (place.is_dir() or loopdevice.backings()):
+        disks = devices.disks(machine.read_domain())
+        diskview.sweep(place, [Path(disk.image) for disk in disks if disk.image])
 
 
 def check_unmounted(machine: Machine, doing: str) -> None:
@@ -190,7 +202,8 @@ class ImageBusyHere(VzError):
     code = 41
 
 
-def _scratch(machine: Machine) -> Path:
+def scratch(machine: Machine) -> Path:
+    """Return the directory in which the machine's images are shown as plain files."""
     place = machine.paths.run / "machines" / machine.record.uuid
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     return place
@@ -211,8 +224,8 @@ def _noted(machine: Machine) -> dict[str, Any] | None:
         notes: dict[str, Any] = json.loads(_notes_file(machine).read_bytes())
     except (OSError, ValueError):
         return None
-    if any(os.path.ismount(place["point"]) for place in notes["places"]):
+    if notes["whole"] and any(os.path.ismount(place["point"]) for place in notes["places"]):
         return notes
-    # Left by a command or a server that died: nothing is mounted.
-    _undo(machine, {"servers": notes["servers"], "places": notes["places"]})
+    # Left by a command that was killed, or by a server that died.
+    _undo(machine, notes)
     return None

@@ -9,6 +9,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
@@ -55,6 +56,15 @@ def attach(path: str, *, offset: int, size_bytes: int, writable: bool) -> tuple[
     finally:
         os.close(control)
         os.close(backing)
+
+
+def backings() -> dict[str, str]:
+    """Return device → file of every loop device in use."""
+    found = {}
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # it went meanwhile
+            found[f"/dev/{entry.parent.parent.name}"] = entry.read_text().rstrip("\n")
+    return found
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def repair(machine: Machine) -> None:
 
     Raises ConfigMissing when the machine is gone by that, or its bundle is missing.
     """
-    from vmm import cloning, renaming, snapshots
+    from vmm import cloning, hostmount, renaming, snapshots
 
     begun = {entry.act: entry for entry in journal.pending(machine.paths, machine.record.uuid)}
     if (entry := begun.get("delete")) is not None:
@@ -49,6 +49,7 @@ def repair(machine: Machine) -> None:
     if (entry := begun.get("rename")) is not None:
         renaming.undo(machine)
         entry.clear()
+    hostmount.repair(machine)
     files.sweep_temporaries(machine.record.home)
     _settle(machine)
     entry = begun.get("snapshots")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.system.test_vm_disks import make_file_system
 from vmm.daemon import Daemon
 
 if TYPE_CHECKING:
@@ -150,3 +151,112 @@ def test_a_missing_bundle_is_told_and_can_be_forgotten(stopped: Lab) -> None:
     stopped.home.rename(stopped.homes / "hidden.pvm")
     stopped.vm("unregister", "demo")
     assert stopped.fails(14, "pctl", "status", "demo")
+
+
+def test_killed_disk_tools_leave_a_whole_disk(stopped: Lab, tmp_path: Path) -> None:
+    make_file_system(stopped, tmp_path)
+    tool = "prl_disk_tool"
+    plain, grows = ("convert", "--plain"), ("convert", "--expanding")
+    for words in (
+        ("resize", "--size", "320M", "--resize_partition"),
+        ("compact",),
+        ("resize", "--size", "128M", "--resize_partition"),
+        plain,
+        grows,
+    ):
+        for delay_s in DELAYS_S:
+            process = stopped.popen(tool, *words, "--hdd", image(stopped), stdout=-1, stderr=-1)
+            time.sleep(delay_s)
+            process.kill()
+            process.communicate()
+            works_on_disk(stopped)
+    # Once more to its end: nothing a killed one left is in the way.
+    stopped.ok(tool, "resize", "--size", "300M", "--resize_partition", "--hdd", image(stopped))
+    works_on_disk(stopped)
+
+
+def image(lab: Lab) -> str:
+    """Return the image of the machine's only disk, as its description has it."""
+    (found,) = (one["image"] for one in lab.facts()["devices"] if "image" in one)  # type: ignore[attr-defined] # JSON
+    return str(found)
+
+
+def works_on_disk(lab: Lab) -> None:
+    """The disk the machine has is whole and the only one, and its file is there."""
+    point = Path(lab.vm("mount", "demo").split(" on ")[1].strip())
+    assert (point / "file").read_text() == "data\n"
+    lab.vm("umount", "demo")
+    if image(lab).endswith(".qcow2"):
+        subprocess.run(["qemu-img", "check", "-q", image(lab)], check=True)
+    images = sorted(p.name for p in lab.home.iterdir() if p.suffix in (".qcow2", ".raw"))
+    assert images == [Path(image(lab)).name]
+    assert [p.name for p in lab.home.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_killed_mount_is_finished_or_undone(stopped: Lab, tmp_path: Path) -> None:
+    make_file_system(stopped, tmp_path)
+    for words in (("mount", "demo", "-o", "rw"), ("umount", "demo")):
+        for delay_s in (0.1, *DELAYS_S):
+            process = stopped.popen("pctl", *words, stdout=-1, stderr=-1)
+            time.sleep(delay_s)
+            process.kill()
+            process.communicate()
+            if words[0] == "umount":
+                stopped.run("pctl", "mount", "demo")
+            else:
+                stopped.run("pctl", "umount", "demo")
+                assert stopped.fails(40, "pctl", "umount", "demo")
+    stopped.run("pctl", "umount", "demo")
+    works_on_disk(stopped)
+    assert stopped.mounts() == []
+    stopped.vm("start", "demo")
+    works(stopped)
+
+
+def test_a_killed_convert_leaves_nothing_and_its_name_free(stopped: Lab, tmp_path: Path) -> None:
+    subprocess.run(
+        ["qemu-img", "convert", "-O", "vmdk", stopped.disk, tmp_path / "disk.vmdk"],
+        check=True,
+        capture_output=True,
+    )
+    (tmp_path / "box.vmx").write_text(
+        'displayName = "box"\nmemsize = "256"\nguestOS = "debian10-64"\n'
+        'sata0:0.fileName = "disk.vmdk"\n'
+    )
+    for delay_s in DELAYS_S:
+        process = stopped.popen("pctl", "convert", tmp_path / "box.vmx", stdout=-1, stderr=-1)
+        time.sleep(delay_s)
+        process.kill()
+        process.communicate()
+        rows = json.loads(stopped.vm("list", "-a", "-j", "-o", "name"))
+        if {"name": "box"} in rows:
+            stopped.vm("delete", "box")
+        else:
+            assert not (stopped.homes / "box.pvm").exists()
+    stopped.vm("convert", tmp_path / "box.vmx")
+    assert stopped.facts("box")["memory_bytes"] == 256 << 20
+
+
+def test_a_dead_libvirt_leaves_the_containers_lines(stopped: Lab) -> None:
+    stopped.ok("pctl", "create", 101, "--ostemplate", "busybox")
+    try:
+        stopped.ok("pctl", "start", 101)
+        alive = json.loads(stopped.vm("list", "-a", "-j", "-o", "name,ctid,status,type"))
+        conf = stopped.paths.global_config
+        before = conf.read_text() if conf.exists() else None
+        conf.write_text(
+            f'{before or ""}\nLIBVIRT_URI="qemu+unix:///system?socket={stopped.root}/nobody"\n'
+        )
+        try:
+            done = stopped.run("pctl", "list", "-a", "-j", "-o", "name,ctid,status,type")
+        finally:
+            conf.write_text(before) if before is not None else conf.unlink()
+        assert "Traceback" not in done.stderr
+        assert [row for row in json.loads(done.stdout) if row["ctid"] == 101] == [
+            row for row in alive if row["ctid"] == 101
+        ]
+        (machine,) = (row for row in json.loads(done.stdout) if row["name"] == "demo")
+        assert machine["status"] in ("stopped", "unknown")
+    finally:
+        stopped.ok("pctl", "stop", 101, "--fast")
+        stopped.ok("pctl", "destroy", 101)
