@@ -8,12 +8,12 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime import locks
-from runtime.errors import InvalidOption
+from runtime.errors import ConfigMissing, InvalidOption, NameFailed
 from tools._command import JSON, Context, Verb, option
 
 if TYPE_CHECKING:
@@ -421,8 +421,21 @@ def choose(context: Context, word: str, tail: Sequence[str]) -> Verb | None:
         if found is not None:
             return rows[word] if found is Kind.MACHINE else None
         if not tail[0].startswith("-"):
+            if _may_be_a_name(candidate):
+                raise ConfigMissing(
+                    f"no container or machine is called {candidate!r}", hint="pctl list -a"
+                )
             break
     return None
+
+
+def _may_be_a_name(word: str) -> bool:
+    """Whether an environment may be called that; what an id or nothing can be is told elsewhere."""
+    from runtime.registry import check_name
+
+    with suppress(NameFailed):
+        return not check_name(word).isdecimal()
+    return False
 
 
 def _creates_machine(context: Context, tail: Sequence[str]) -> bool:

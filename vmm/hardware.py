@@ -132,6 +132,8 @@ def _new_disk(change: Change, wish: Wish) -> Disk:
         check_free(change, path)
         plain = _check_image(path) == "raw"
         return Disk.new(path, plain=plain, bus=bus, position=position)
+    if wish.image is not None and wish.size is None and not wish.recreate:
+        raise DevicesFailed(f"the image does not exist: {path}", hint="--size N makes one")
     size = units.amount(wish.size or str(_DISK_MB), unit=1 << 20) << 20
     images.check_size(size)
     if path.exists():

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from provocation import case, configured, covered, groups, immutable, script
+from conftest import BIN
+from provocation import case, configured, covered, groups, immutable, script, server
 
 from runtime import dists
 
@@ -291,3 +292,39 @@ def an_io_controller_that_refuses(system):
 @case(149)
 def a_node_the_server_has_not(system):
     yield ("vzctl", "set", 101, "--nodemask", "999", "--save")
+
+
+SHAPED = 'TRAFFIC_SHAPING="yes"\n'
+#: In a network namespace without anything.
+TC_RESTART = ("/usr/bin/unshare", "--net", BIN / "psrvctl", "tc", "restart")
+
+
+@case(25)
+def no_rate(system):
+    with server(system, f'{SHAPED}BANDWIDTH="lo:1000"\nTOTALRATE="*:1:100"\nRATE=""\n'):
+        yield TC_RESTART
+
+
+@case(26)
+def no_total_rate(system):
+    with server(system, f'{SHAPED}BANDWIDTH="lo:1000"\nTOTALRATE=""\n'):
+        yield TC_RESTART
+
+
+@case(30)
+def a_bandwidth_of_nothing(system):
+    with server(system, f'{SHAPED}BANDWIDTH="lo:"\nTOTALRATE="*:1:100"\nRATE="*:1:8"\n'):
+        yield TC_RESTART
+
+
+@case(80)
+def a_bandwidth_of_an_interface_that_is_not_there(system):
+    with server(system, f'{SHAPED}BANDWIDTH="up7:1000"\nTOTALRATE="*:1:100"\nRATE="*:1:8"\n'):
+        yield TC_RESTART
+
+
+@case(34)
+def an_address_of_a_family_the_server_has_not(system):
+    words = f"{BIN / 'vzctl'} set 102 --ipadd 2001:db8::102"
+    off = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
+    yield ("/usr/bin/unshare", "--net", "sh", "-c", f"{off}; ip link set lo up; exec {words}")

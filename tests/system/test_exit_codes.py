@@ -21,9 +21,6 @@ ELSEWHERE = {
     4: ("unit/tools/test_command.py", "test_a_server_without_memory_is_code_4"),
     6: ("unit/runtime/test_idmap.py", "test_when_all_ranges_are_taken_it_is_code_6"),
     15: ("system/test_exit_codes.py", "test_a_program_inside_that_does_not_end_is_code_15"),
-    25: ("unit/runtime/net/test_rates.py", "test_what_is_unset_has_its_own_code"),
-    26: ("unit/runtime/net/test_rates.py", "test_what_is_unset_has_its_own_code"),
-    30: ("unit/runtime/net/test_rates.py", "test_what_is_unset_has_its_own_code"),
     33: ("system/test_vm_life.py", "test_pause_stops_time_inside_and_resume_goes_on"),
     46: (
         "system/test_commands_bad_input.py",
@@ -33,14 +30,16 @@ ELSEWHERE = {
         "system/test_net_containers.py",
         "test_bad_and_taken_addresses_have_the_documented_codes",
     ),
-    80: ("unit/runtime/net/test_rates.py", "test_what_is_unset_has_its_own_code"),
+    54: ("system/test_vm_disks.py", "test_mounts_and_moves_that_cannot_be"),
     104: (
         "system/test_net_devices.py",
         "test_what_is_not_the_containers_to_have_is_refused",
     ),
+    152: ("system/test_vm_disks.py", "test_mounts_and_moves_that_cannot_be"),
+    153: ("system/test_vm_disks.py", "test_mounts_and_moves_that_cannot_be"),
 }
-#: What needs the network of a server, or a machine: provoked where those are built.
-NOT_OF_CONTAINERS = {34, 35, 54, 152, 153, 154, 155, 156, 158, 159}
+#: What only a machine gives: its own tests provoke them.
+NOT_OF_CONTAINERS = {35, 154, 155, 156, 158, 159}
 
 
 @pytest.fixture(scope="module")

@@ -253,6 +253,18 @@ def test_disks_are_mounted_resized_compacted_and_converted(stopped: Lab, tmp_pat
     assert "running" in stopped.fails(32, *tool, "convert", "--expanding", "--hdd", plain)
 
 
+def test_mounts_and_moves_that_cannot_be(stopped: Lab, tmp_path: Path) -> None:
+    assert "no disk" in stopped.fails(152, "pctl", "mount", "demo")
+    make_file_system(stopped, tmp_path)
+    point = Path(stopped.vm("mount", "demo").split(" on ")[1].strip())
+    with (point / "file").open():
+        assert "busy" in stopped.fails(153, "pctl", "umount", "demo")
+    stopped.vm("umount", "demo")
+    (tmp_path / "plain").touch()
+    stopped.fails(54, "pctl", "move", "demo", "--dst", str(tmp_path / "plain" / "below"))
+    assert stopped.home.is_dir()
+
+
 def test_an_unknown_file_system_is_not_resized(stopped: Lab) -> None:
     subprocess.run(
         ["qemu-io", "-c", "write -P 0 0 64k", stopped.disk], check=True, capture_output=True

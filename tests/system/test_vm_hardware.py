@@ -208,6 +208,7 @@ def test_a_bad_value_changes_nothing(stopped: Lab) -> None:
         (21, ("--device-add", "hdd", "--size", "0")),
         (20, ("--device-add", "hdd", "--iface", "mfm")),
         (86, ("--device-add", "hdd", "--image", "/nonexistent/x.qcow2", "--size", "64")),
+        (86, ("--device-add", "hdd", "--image", "/tmp/no-such-image.qcow2")),
         (136, ("--device-add", "net", "--network", "nowhere")),
         (86, ("--device-add", "hdd", "--image", "/tmp")),
         (86, ("--device-add", "hdd", "--image", "/etc/hostname")),
