@@ -301,25 +301,25 @@ TC_RESTART = ("/usr/bin/unshare", "--net", BIN / "psrvctl", "tc", "restart")
 
 @case(25)
 def no_rate(system):
-    with server(system, f'{SHAPED}BANDWIDTH="lo:1000"\nTOTALRATE="*:1:100"\nRATE=""\n'):
+    with server(system, f'{SHAPED}BANDWIDTH="lo:8000"\nTOTALRATE="*:1:104"\nRATE=""\n'):
         yield TC_RESTART
 
 
 @case(26)
 def no_total_rate(system):
-    with server(system, f'{SHAPED}BANDWIDTH="lo:1000"\nTOTALRATE=""\n'):
+    with server(system, f'{SHAPED}BANDWIDTH="lo:8000"\nTOTALRATE=""\n'):
         yield TC_RESTART
 
 
 @case(30)
 def a_bandwidth_of_nothing(system):
-    with server(system, f'{SHAPED}BANDWIDTH="lo:"\nTOTALRATE="*:1:100"\nRATE="*:1:8"\n'):
+    with server(system, f'{SHAPED}BANDWIDTH="lo:"\nTOTALRATE="*:1:104"\nRATE="*:1:8"\n'):
         yield TC_RESTART
 
 
 @case(80)
 def a_bandwidth_of_an_interface_that_is_not_there(system):
-    with server(system, f'{SHAPED}BANDWIDTH="up7:1000"\nTOTALRATE="*:1:100"\nRATE="*:1:8"\n'):
+    with server(system, f'{SHAPED}BANDWIDTH="up7:8000"\nTOTALRATE="*:1:104"\nRATE="*:1:8"\n'):
         yield TC_RESTART
 
 
