@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vzfs import protocol
+from vzfs import protocol, resend
 from vzfs.inodes import File, Node
 from vzfs.kernelfiles import FileRequests
 from vzfs.kernelnames import NameRequests
@@ -91,7 +91,7 @@ class KernelTransport(NameRequests, FileRequests):
         handlers, fd, core, readv = _HANDLERS, self.fd, self.core, os.readv
         served, limit, end = 0, core.options.node_limit, core.end_request
         if core.resumed:
-            self._ask_again()
+            resend.ask(self.fd)
             if core.passthrough:
                 self.find_left_backings()
         while True:
@@ -128,13 +128,6 @@ class KernelTransport(NameRequests, FileRequests):
             if len(core.table.nodes) > limit and served > self._pruned:
                 self._prune()
                 self._pruned = served + limit // 4  # what was asked for comes one by one
-
-    def _ask_again(self) -> None:
-        """Have the kernel send what the former server took and did not answer, Linux 6.9."""
-        try:
-            os.write(self.fd, OUT_HEADER.pack(OUT_SIZE, protocol.NOTIFY_RESEND, 0))
-        except OSError as error:
-            print(f"vzfs: unanswered requests are lost: {error.strerror}", file=sys.stderr)
 
     def _was_done(self, view: memoryview, size: int, error: OSError) -> bool:
         """Answer a repeated request that failed because it was done before; else return False."""

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import pyfuse3
 import trio
 
-from vzfs import protocol
+from vzfs import protocol, resend
 from vzfs.attributes import Change, is_host_root, keeps_setid
 from vzfs.inodes import Directory, File, Node
 from vzfs.listing import DOT, DOTDOT
 from vzfs.naming import Caller
 from vzfs.overlay import Job, Later
 from vzfs.portableinit import answer_init, own_init
-from vzfs.protocol import OUT_HEADER, OUT_SIZE
 
 if TYPE_CHECKING:
     from vzfs.operations import Operations
@@ -56,7 +55,7 @@ def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None])
         handlers = Handlers(core, fd, placeholder)
         pyfuse3.init(handlers, f"/dev/fd/{placeholder}", {"default_permissions"})
         if core.resumed:
-            os.write(fd, OUT_HEADER.pack(OUT_SIZE, protocol.NOTIFY_RESEND, 0))
+            resend.ask(fd)
         try:
             trio.run(handlers.serve)
         except* OSError as group:
