@@ -7,6 +7,11 @@ import shutil
 
 import pytest
 
+#: The plugin of a run in the guest of ./runtests other-host, where a missing systemd is a failure.
+_OTHER_HOST = "tests.otherhost.stream"
+#: sd_booted(3)
+_SYSTEMD = "/run/systemd/system"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--require``."""
@@ -16,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MARKER[,MARKER]",
         help="fail instead of skipping where what these markers need is missing (root, kvm)",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker that decides about collection; the others are in pyproject.toml."""
+    config.addinivalue_line("markers", "systemd: about systemd as process 1, collected where it is")
 
 
 def _missing(marker: str) -> str | None:
@@ -35,7 +45,14 @@ def _missing(marker: str) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what cannot run here, naming what is missing; leave it in where it is required."""
+    """Skip what cannot run here, naming what is missing; leave it in where it is required.
+
+    What is about systemd as process 1 is no part of a run on a server with another one.
+    """
+    if not config.pluginmanager.has_plugin(_OTHER_HOST) and not os.path.exists(_SYSTEMD):
+        left_out = [item for item in items if item.get_closest_marker("systemd")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     required = {word for word in config.getoption("--require").split(",") if word}
     for marker in ("root", "kvm"):
         reason = _missing(marker)
