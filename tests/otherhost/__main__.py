@@ -11,7 +11,6 @@ import argparse
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -164,7 +163,7 @@ def _booted(
 
 
 def _order(
-    there: socket.socket, ports: Ports, cache: Path, how: Acceleration, asked: argparse.Namespace
+    there: guest.Line, ports: Ports, cache: Path, how: Acceleration, asked: argparse.Namespace
 ) -> int:
     """Have one order carried out and tell what came of it; return the exit status."""
     last = cache / _LAST

@@ -25,6 +25,9 @@ from vmm.acceleration import Acceleration
 _MEMORY_MIB = 6144
 #: Seconds between two looks at what the guest has written.
 _PAUSE_S = 0.2
+#: Seconds in which a guest that has an order says something of it, and seconds in which one notices
+#: that the other side of its port is closed; both with much to spare for an emulated one.
+_HEARD_S, _NOTICED_S = 60.0, 5.0
 #: Seconds QEMU gets to write its disks' tables when it is ended.
 _END_S = 10.0
 #: What ``inside/pyvz-orders`` writes, in one piece, when an order has ended.
@@ -129,8 +132,42 @@ def booted(argv: list[str], ports: Ports) -> Iterator[subprocess.Popen[bytes]]:
                 process.kill()
 
 
+class Line:
+    """The connection to a guest. Its first bytes may be lost, and then the order is: see ``again``."""
+
+    def __init__(self, place: int, name: str) -> None:
+        """Connect to the socket in the directory ``place``; raises OSError."""
+        # Through the directory's descriptor: a socket's path has at most 107 bytes.
+        self._path = f"/proc/self/fd/{place}/{name}"
+        self.socket = self._connect()
+
+    def _connect(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        try:
+            made.connect(self._path)
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    def again(self) -> None:
+        """Connect anew, when the guest has noticed that this connection is closed.
+
+        Linux drops what a port has received when the port is closed (``port_fops_release()`` of
+        drivers/char/virtio_console.c), and the guest closes its own after each order and, idle,
+        each second. A reader does not notice either when the other side changes without a pause.
+        """
+        self.socket.close()
+        time.sleep(_NOTICED_S)
+        self.socket = self._connect()
+
+    def close(self) -> None:
+        """Hang up: an order that runs is stopped in the guest."""
+        self.socket.close()
+
+
 @contextmanager
-def connected(ports: Ports) -> Iterator[socket.socket | None]:
+def connected(ports: Ports) -> Iterator[Line | None]:
     """Connect to the guest whose ports are there, None without one; waits for a running order."""
     with ExitStack() as stack:
         try:
@@ -140,14 +177,13 @@ def connected(ports: Ports) -> Iterator[socket.socket | None]:
             return
         stack.callback(os.close, place)
         fcntl.flock(place, fcntl.LOCK_EX)
-        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
         try:
-            # Through the directory's descriptor: a socket's path has at most 107 bytes.
-            connection.connect(f"/proc/self/fd/{place}/{ports.orders.name}")
+            line = Line(place, ports.orders.name)
         except (FileNotFoundError, ConnectionRefusedError):
             yield None
             return
-        yield connection
+        stack.callback(line.close)
+        yield line
 
 
 class End(StrEnum):
@@ -159,7 +195,7 @@ class End(StrEnum):
 
 
 def carry_out(
-    connection: socket.socket,
+    line: Line,
     order: Path,
     ports: Ports,
     tell: Callable[[str, bytes], None],
@@ -167,21 +203,20 @@ def carry_out(
 ) -> End:
     """Send the order, a tar, and wait for its end; hand on what the guest says as it comes.
 
-    ``tell`` gets the port's name, log or reports, and the bytes. Raises OSError.
+    It is sent again to a guest that says nothing of it. ``tell`` gets the port's name, log or
+    reports, and the bytes. Raises OSError.
     """
     deadline = time.monotonic() + timeout_s
     with ExitStack() as stack:
         files = [stack.enter_context(open(path, "rb")) for path in (ports.log, ports.reports)]
         for file in files:
             file.seek(0, os.SEEK_END)
-        connection.settimeout(timeout_s)
         try:
-            with open(order, "rb") as body:
-                connection.sendfile(body)
-            connection.settimeout(_PAUSE_S)
+            _send(line, order, deadline)
+            sent, heard = time.monotonic(), False
             while True:
                 left = deadline - time.monotonic()
-                gone = _is_closed(connection)
+                gone = _is_closed(line.socket)
                 log, reports = (file.read() for file in files)
                 tell("log", log)
                 tell("reports", reports)
@@ -189,10 +224,22 @@ def carry_out(
                     return End.DONE
                 if gone or left < 0:
                     return End.GONE if gone else End.LATE
+                heard = heard or bool(log or reports)
+                if not heard and time.monotonic() - sent > _HEARD_S:
+                    line.again()
+                    _send(line, order, deadline)
+                    sent = time.monotonic()
         except TimeoutError:
             return End.LATE
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionRefusedError):
             return End.GONE
+
+
+def _send(line: Line, order: Path, deadline: float) -> None:
+    line.socket.settimeout(max(_PAUSE_S, deadline - time.monotonic()))
+    with open(order, "rb") as body:
+        line.socket.sendfile(body)
+    line.socket.settimeout(_PAUSE_S)
 
 
 def _is_closed(connection: socket.socket) -> bool:

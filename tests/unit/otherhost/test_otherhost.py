@@ -88,9 +88,9 @@ def test_only_the_guests_own_disk_can_be_written() -> None:
 
 @contextmanager
 def _answering(
-    ports: Ports, answer: Callable[[bytes], None], *, stays: bool = True
+    ports: Ports, answer: Callable[[bytes], None], *, stays: bool = True, orders: int = 1
 ) -> Iterator[None]:
-    """A guest that reads one order, does what ``answer`` says, and goes if it does not stay."""
+    """A guest that reads orders, does what ``answer`` says, and goes if it does not stay."""
     ports.log.touch()
     ports.reports.write_bytes(b'{"ended": true}\n')
     with socket.socket(socket.AF_UNIX) as listening:
@@ -98,11 +98,12 @@ def _answering(
         listening.listen()
 
         def serve() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                answer(connection.recv(100))
-                if stays:
-                    connection.recv(100)  # until the other side closes
+            for _ in range(orders):
+                connection, _address = listening.accept()
+                with connection:
+                    answer(connection.recv(100))
+                    if stays:
+                        connection.recv(100)  # until the other side closes
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -135,6 +136,26 @@ def test_an_order_ends_when_the_guest_says_so(tmp_path: Path) -> None:
         end, said = _carry_out(ports)
     assert end is End.DONE
     assert said == {"log": b"text of do it", "reports": b'{"status": 0}\n{"ended": true}\n'}
+
+
+def test_an_order_that_got_lost_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest, "_HEARD_S", 0.3)
+    monkeypatch.setattr(guest, "_NOTICED_S", 0.0)
+    ports = Ports(tmp_path)
+    taken = []
+
+    def answer(order: bytes) -> None:
+        taken.append(order)
+        if len(taken) == 2:
+            ports.log.write_bytes(b"begun")
+            with open(ports.reports, "ab") as file:
+                file.write(b'{"ended": true}\n')
+
+    with _answering(ports, answer, orders=2):
+        assert _carry_out(ports)[0] is End.DONE
+    assert taken == [b"do it", b"do it"]
 
 
 def test_an_order_ends_when_its_time_is_over(tmp_path: Path) -> None:
