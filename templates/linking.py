@@ -14,7 +14,6 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,8 +151,8 @@ def detach(area: Path, private: Path, *, only_shared: bool = True) -> Linked:
         if source is None or not source.is_file() or area.resolve() not in source.parents:
             raise BrokenLink(f"{path} leads to {target}, which is not there")
         directory = os.stat(os.path.dirname(path))
-        spare = f"{path}.pyvz-{os.getpid()}"
-        _copy(source, Path(spare))
+        spare = _spare(private)
+        _copy(source, spare)
         os.rename(spare, path)
         _put_back_time(path, directory)
         report.files += 1
@@ -188,13 +187,19 @@ def replace(
     if not mark.exists():
         files.replace(mark, b"this container has magic links\n", mode=0o600)
     directory = os.stat(os.path.dirname(candidate.path))
-    spare = f"{candidate.path}.pyvz-{os.getpid()}"
-    with suppress(FileNotFoundError):
-        os.unlink(spare)
+    spare = _spare(private)
     os.symlink(f"////{entry.relative_to(area)}", spare)
     os.lchown(spare, candidate.status.st_uid, candidate.status.st_gid)
     os.rename(spare, candidate.path)
     _put_back_time(candidate.path, directory)
+
+
+def _spare(private: Path) -> Path:
+    """Return where to make what then takes a file's place: not in the tree the container sees."""
+    spare = private / ".link.tmp"
+    # What a killed command left may be a link, which must not be written through.
+    spare.unlink(missing_ok=True)
+    return spare
 
 
 def _put_back_time(path: str, directory: os.stat_result) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,28 @@ def test_a_detached_container_has_its_own_copies_again(pair: System) -> None:
     assert is_magic(own(pair, 102) / "opt/data")
     assert (own(pair, 101) / "opt/data").read_bytes() == data
     assert sums(pair, 101) == before
+
+
+def test_a_killed_command_leaves_nothing_in_the_tree(pair: System) -> None:
+    many = "cd /opt; for n in $(seq 400); do head -c 20000 data >f$n; echo $n >>f$n; done"
+    for ctid in (101, 102):
+        put(pair, ctid, b"z" * 100_000)
+        pair.ok("vzctl", "start", ctid)
+        pair.ok("vzctl", "exec", ctid, many)
+        pair.ok("vzctl", "stop", ctid, "--fast")
+    before = {path.name: path.read_bytes() for path in (own(pair, 101) / "opt").iterdir()}
+    # Linking and detaching: each is killed in the middle, then done.
+    for words in (("-a",), ("-r", 101, 102)):
+        for delay_s in (0.25, 0.35, 0.5):
+            process = pair.popen("vzcache", *words, stdout=subprocess.DEVNULL)
+            time.sleep(delay_s)
+            process.kill()
+            process.communicate()
+            assert {path.name for path in (own(pair, 101) / "opt").iterdir()} == before.keys()
+        pair.ok("vzcache", *words)
+    assert not is_magic(own(pair, 101) / "opt/data")
+    after = {path.name: path.read_bytes() for path in (own(pair, 101) / "opt").iterdir()}
+    assert after == before
 
 
 def test_files_that_differ_in_owner_or_content_stay_apart(pair: System) -> None:
