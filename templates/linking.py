@@ -163,11 +163,16 @@ def detach(area: Path, private: Path, *, only_shared: bool = True) -> Linked:
 
 
 def same(path: str, entry: Path) -> bool:
-    """Tell whether a file is equal to a store entry, byte by byte; a digest is not trusted here."""
+    """Tell whether a file equals a store entry in mode, owner, attributes and every byte.
+
+    A digest is not trusted here. Raises OSError.
+    """
     one, other = os.lstat(path), os.lstat(entry)
     for field in ("st_size", "st_mode", "st_uid", "st_gid"):
         if getattr(one, field) != getattr(other, field):
             return False
+    if _attributes(path) != _attributes(entry):
+        return False
     with open(path, "rb") as left, open(entry, "rb") as right:
         while True:
             piece = left.read(_CHUNK_BYTES)
@@ -175,6 +180,15 @@ def same(path: str, entry: Path) -> bool:
                 return False
             if not piece:
                 return True
+
+
+def _attributes(path: str | Path) -> dict[str, bytes]:
+    """Return a file's extended attributes, without VZFS's own marks."""
+    return {
+        name: os.getxattr(path, name, follow_symlinks=False)
+        for name in os.listxattr(path, follow_symlinks=False)
+        if not name.startswith(_OWN_MARKS)
+    }
 
 
 def replace(
@@ -224,9 +238,8 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
         os.fchown(writer.fileno(), status.st_uid, status.st_gid)
         os.fchmod(writer.fileno(), stat.S_IMODE(status.st_mode))
-        for name in os.listxattr(source):
-            if not name.startswith(_OWN_MARKS):
-                os.setxattr(writer.fileno(), name, os.getxattr(source, name))
+        for name, value in _attributes(source).items():
+            os.setxattr(writer.fileno(), name, value)
         writer.flush()
         os.fsync(writer.fileno())
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
