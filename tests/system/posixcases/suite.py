@@ -9,6 +9,7 @@ from . import (  # noqa: F401  (importing an area registers its cases)
     data,
     folders,
     links,
+    mappings,
     opens,
     owners,
     paths,
