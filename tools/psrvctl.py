@@ -48,7 +48,7 @@ def info(context: Context, args: argparse.Namespace) -> int:
 
 
 def shutdown(context: Context, args: argparse.Namespace) -> int:
-    """Stop every container of the server, in the opposite order of their start."""
+    """Stop every machine and container of the server, in the opposite order of their start."""
     from tools import vz
 
     return vz.stop(context, argparse.Namespace(fast=False))
@@ -62,7 +62,7 @@ PROGRAM = Program(
         *psrvctl_net.VERBS,
         group("user", "who makes machines, and where", psrvctl_user.VERBS, program="psrvctl"),
         group("usb", "USB devices of machines", psrvctl_usb.VERBS, program="psrvctl"),
-        Verb("shutdown", "stop every container", shutdown),
+        Verb("shutdown", "stop every container and machine", shutdown),
     ),
 )
 
