@@ -176,7 +176,7 @@ def fill(
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=240,
     )
     number, written = done.stdout.split()
     return int(number), int(written)

@@ -256,8 +256,9 @@ def test_stores_into_a_mapping_pass_the_limit_by_no_more_than_its_holes(
     words = [sys.executable, "-I", "-c", script, top / "f"]
     subprocess.run(words, check=True, timeout=60)
     assert kernel_bed.settled() == (0, 0)
-    # The data, 4 KiB of the extent tree, and the root directory.
-    assert 8000 < kernel_bed.used_kib() <= 16 * 1024 + 16
+    # The data, 4 KiB of the extent tree, and the root directory. Before Linux 6.9 stores come by
+    # the server, which holds them to the limit.
+    assert 8000 <= kernel_bed.used_kib() <= 16 * 1024 + 16
     assert fill(top / "g", 4096, 1)[0] == errno.EDQUOT
 
 
