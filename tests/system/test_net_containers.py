@@ -132,6 +132,12 @@ def test_a_client_inside_takes_what_dhcp_gives_at_boot_and_live(world: World) ->
     world.ok("pctl", "set", 101, "--ifname", "eth1", "--network", "Host-Only",
              "--dhcp", "yes", "--save")  # fmt: skip
     assert leased(world, "eth1")
+    # Set from outside instead: the client takes its address away before, not after.
+    world.ok("pctl", "set", 101, "--ifname", "eth1", "--dhcp", "no",
+             "--ipadd", "10.37.130.7/24", "--gw", "10.37.130.1", "--save")  # fmt: skip
+    shown = world.ok("pctl", "exec", 101, "ip -4 -o addr show dev eth1; ip route; ps")
+    assert "10.37.130.7/24" in shown and "default via 10.37.130.1 dev eth1" in shown
+    assert "-i eth1" not in shown
 
 
 def leased(world: World, name: str) -> str:

@@ -261,8 +261,17 @@ stop_dhcp() {
         case " $words" in
         *dhclient*" $1 "* | *udhcpc*" $1 "* | *dhcpcd*" $1 "*)
             file=${file%/cmdline}
-            kill "${file#/proc/}" 2>/dev/null ;;
+            kill "${file#/proc/}" 2>/dev/null && ended "$file" ;;
         esac
+    done
+}
+
+# ended /proc/PID: wait three seconds at most for a client to take its address away,
+# or it would take away what is set from outside after us.
+ended() {
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+        [ -d "$1" ] || return 0
+        sleep 0.2
     done
 }
 
