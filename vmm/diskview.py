@@ -134,7 +134,9 @@ def sweep(scratch: Path, images: Iterable[Path]) -> None:
     while loops := [
         device
         for device, file in loopdevice.backings().items()
-        if file in ours or Path(file).is_relative_to(scratch)
+        if (file in ours or Path(file).is_relative_to(scratch))
+        # What is mounted elsewhere is somebody else's.
+        and all(Path(point).is_relative_to(scratch) for point in mounts.points_of((device,)))
     ]:
         for point in mounts.points_of(loops):
             with suppress(OSError):

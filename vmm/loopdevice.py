@@ -59,10 +59,12 @@ def attach(path: str, *, offset: int, size_bytes: int, writable: bool) -> tuple[
 
 
 def backings() -> dict[str, str]:
-    """Return device → file of every loop device in use."""
+    """Return device → file of every loop device that vanishes with its last user, as ours do."""
     found = {}
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         with suppress(OSError):  # it went meanwhile
+            if entry.with_name("autoclear").read_text().strip() != "1":
+                continue
             found[f"/dev/{entry.parent.parent.name}"] = entry.read_text().rstrip("\n")
     return found
 
