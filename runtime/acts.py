@@ -266,9 +266,14 @@ class _Actor:
             if status is not None:
                 self._tell_end(status)
             self._save(phase=Phase.STOPPING, init=None, worker=Process.of(os.getpid()))
-            self._clear_init()
+            self._kill()
             allowed = self.plan.config.get("ALLOWREBOOT", "yes") == "yes"
-            if kept.may_reboot and allowed and not kept.stopping:
+            reboots = kept.may_reboot and allowed and not kept.stopping
+            if not reboots and not kept.stay_mounted:
+                # The servers end while the rest is cleared.
+                self._detach()
+            self._clear()
+            if reboots:
                 return Outcome.AGAIN
             if kept.stay_mounted:
                 self._save(phase=Phase.MOUNTED, started_s=0.0, extra={}, worker=None)
@@ -348,6 +353,18 @@ class _Actor:
     def _unmount(self) -> None:
         """Unmount and wait for the file server's end; run the scripts. Idempotent."""
         kept, wanted = self.kept, self.plan
+        self._detach()
+        if kept.server is not None:
+            # It lives on where somebody's mount namespace was copied from the host's: it is killed.
+            teardown.wait_or_kill(kept.server.pidfd)
+            with suppress(VzError):
+                hooks.run_on_host(
+                    wanted.paths, wanted.ctid, "postumount", wanted.private, wanted.target
+                )
+
+    def _detach(self) -> None:
+        """Unmount, upon which the file server ends. Idempotent."""
+        kept, wanted = self.kept, self.plan
         if mounts.is_mount_point(wanted.target):
             with suppress(VzError):
                 hooks.run_on_host(
@@ -362,13 +379,6 @@ class _Actor:
             kept.fuse_fd = -1
         if kept.server_channel is not None:
             kept.server_channel.close()
-        if kept.server is not None:
-            # It lives on where somebody's mount namespace was copied from the host's: it is killed.
-            teardown.wait_or_kill(kept.server.pidfd)
-            with suppress(VzError):
-                hooks.run_on_host(
-                    wanted.paths, wanted.ctid, "postumount", wanted.private, wanted.target
-                )
 
     # process 1
 
@@ -441,17 +451,24 @@ class _Actor:
 
     def _clear_init(self) -> None:
         """Remove what belonged to process 1: its processes, network, control groups. Idempotent."""
-        kept = self.kept
+        self._kill()
+        self._clear()
+
+    def _kill(self) -> None:
         with suppress(VzError):
             self.cgroup.thaw()
         self.cgroup.kill()
+
+    def _clear(self) -> None:
+        """Remove what its processes, which are gone, had."""
+        kept = self.kept
         procview.unmount(kept.paths, kept.ctid)
         resources_inside.forget_view(kept.paths, kept.ctid)
         if kept.view_channel is not None:
             kept.view_channel.close()
-        if kept.view is not None:
-            teardown.wait_or_kill(kept.view.pidfd)
         if kept.server is not None:
             resources.release_server(kept.paths.tag, kept.ctid, kept.server.pid)
         teardown.network(kept.paths, kept.ctid, self.plan.config)
         self.cgroup.destroy()
+        if kept.view is not None:
+            teardown.wait_or_kill(kept.view.pidfd)

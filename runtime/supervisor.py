@@ -30,6 +30,7 @@ from typing import NoReturn
 
 from runtime import (
     acts,
+    cgroups,
     children,
     control,
     events,
@@ -41,12 +42,10 @@ from runtime import (
 )
 from runtime.acts import Act, Kept, Outcome
 from runtime.cgroups import Cgroup, Entrance
-from runtime.children import Server
 from runtime.consoles import Consoles
-from runtime.log import Log
-from runtime.plan import Order
 from runtime.reports import CallerGone, Reporter
 from runtime.settings_resources import online_cpus
+from runtime.standby import FDS, LONGEST, Standby
 from runtime.state import Process
 from vzfs import server as vzfs_server
 
@@ -60,6 +59,7 @@ _CLEANUPS = 3
 def preload() -> None:
     """Load and work out what forks need: nothing is imported or compiled after the fork."""
     vzfs_server.preload()
+    cgroups.hierarchies()
     for netfilter in (True, False):
         seccomp.program(netfilter=netfilter)
     # Their regular expressions are compiled at the first use: here once, not in every child.
@@ -67,28 +67,58 @@ def preload() -> None:
     resources.cpu_mhz()
 
 
-def run(order: bytes, plan_fd: int, report_fd: int, entrance: Entrance) -> NoReturn:
-    """Be the supervisor of the packed ``Order`` in this fresh fork.
+def run(orders: socket.socket, entrance: Entrance) -> NoReturn:
+    """Be a supervisor in this fresh fork: get ready, take one order, obey it.
 
-    ``plan_fd`` holds the plan (``plan.pack``); it reports over ``report_fd`` (see ``reports``) and
-    keeps no other descriptor but the standard ones.
+    It comes over ``orders``: a packed ``Order``; descriptors: the plan (``plan.pack``), where to
+    report (see ``reports``), the standard ones of the caller. Nothing is done when nothing comes.
+    ``orders`` closes when the start is over. No other descriptor of this process is kept.
     """
     log = None
     status = 1
     try:
         os.setsid()
         entrance.enter()
-        # Before anything else: what this process has written to by then is twice in memory.
-        files = children.fork("vzfs", children.serve_files)
-        read = Order.unpack(order)
-        log = Log(read.paths.log, program="supervisor", enabled=read.logging)
-        Supervisor(read, plan_fd, report_fd, files).main()
+        wake = _settle(orders.fileno())
+        standby = Standby.fork()
+        # Whom the order asks for they have; one of them that dies takes the others with it.
+        poller = select.poll()
+        poller.register(orders, select.POLLIN)
+        poller.register(wake, select.POLLIN)
+        if [fd for fd, _event in poller.poll()] == [orders.fileno()]:
+            order, fds, _flags, _address = socket.recv_fds(orders, LONGEST, FDS)
+            if len(fds) == FDS:
+                kept = standby.obey(order, fds)
+                log = kept.log
+                Supervisor(kept, standby.act, orders, wake).main()
         status = 0
     except BaseException:
         if log is not None:
             log.write(traceback.format_exc())
     finally:
         os._exit(status)
+
+
+def _settle(orders: int) -> int:
+    """Become independent of whoever this was forked from; return where signals are heard."""
+    # A collection would visit, and so copy, every page shared with the parent.
+    gc.freeze()
+    syscalls.set_name("vz-standby")
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd, inheritable=True)
+    # A command's lock and connections must not live on in here.
+    if orders > 3:
+        syscalls.close_range(3, orders - 1)
+    syscalls.close_range(orders + 1)
+    wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+    return wake_r
 
 
 def ignore_signals() -> None:
@@ -100,33 +130,21 @@ def ignore_signals() -> None:
 class Supervisor:
     """One container's keeper."""
 
-    def __init__(
-        self,
-        order: Order,
-        plan_fd: int,
-        report_fd: int,
-        files: tuple[Server, socket.socket],
-    ) -> None:
-        """Keep what ``order`` says and report to ``report_fd``; ``files`` is the file server."""
-        self.kept = Kept(
-            order.paths,
-            order.ctid,
-            order.run,
-            order.follow,
-            order.logging,
-            plan_fd,
-            report_fd,
-            os.getpid(),
-            server=files[0],
-            server_channel=files[1],
-        )
+    def __init__(self, kept: Kept, told: socket.socket, orders: socket.socket, wake: int) -> None:
+        """Keep what ``kept`` says, whose start is under way and tells over ``told``.
+
+        ``orders`` is to be closed when that is over; ``wake`` becomes readable with each signal.
+        """
+        self.kept = kept
+        self._orders = orders
+        self._wake = wake
         self.consoles = Consoles()
         #: Its rules of NETFILTER's level go when this is closed, and its network namespace.
         self._rules_fd = -1
         self._over = False
         #: The act that is done now, and where it tells what to keep.
-        self._act: Act | None = None
-        self._told: socket.socket
+        self._act: Act | None = Act.START
+        self._told = told
         self._listener: socket.socket
         self._cleanups = 0
         #: Children that ended before it was said what they are.
@@ -144,38 +162,11 @@ class Supervisor:
     # life
 
     def main(self) -> None:
-        """Start or mount, keep and clean up."""
-        self._settle()
-        self._begin(Act.START)
-        self._loop()
-
-    def _settle(self) -> None:
-        """Become independent of the command this was forked from."""
-        # A collection would visit, and so copy, every page shared with the parent.
-        gc.freeze()
+        """Keep it from its start on, and clean up."""
         syscalls.set_name(f"vz-{self.kept.ctid}")
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.umask(0o022)
-        os.chdir("/")
-        # The command's lock and connections must not live on in here.
-        kept, first = self.kept, 3
-        assert kept.server is not None and kept.server_channel is not None
-        own = (kept.plan_fd, kept.report_fd, kept.server.pidfd, kept.server_channel.fileno())
-        for fd in sorted(own):
-            if fd > first:
-                syscalls.close_range(first, fd - 1)
-            first = fd + 1
-        syscalls.close_range(first)
-        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
-
-    def _forget_stdio(self) -> None:
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd, inheritable=True)
-        os.close(null)
+        # Not by MSG_DONTWAIT: recv_fds of Python 3.11 takes flags and passes none on.
+        self._told.setblocking(False)
+        self._loop()
 
     # acts
 
@@ -186,7 +177,6 @@ class Supervisor:
         if act is not Act.END and kept.run:
             kept.view, kept.view_channel = children.fork("procview", children.serve_view)
         self._told, theirs = children.channel()
-        # Not by MSG_DONTWAIT: recv_fds of Python 3.11 takes flags and passes none on.
         self._told.setblocking(False)
         self._ended.clear()
         with theirs:
@@ -238,6 +228,7 @@ class Supervisor:
         """Have another act clear what one that was killed half-way left."""
         act, self._act = self._act, None
         self._told.close()
+        self._orders.close()
         self._cleanups += 1
         self.kept.log.write(f"the process of its {act} died", ctid=self.kept.ctid)
         if self._cleanups <= _CLEANUPS:
@@ -250,6 +241,9 @@ class Supervisor:
         act, self._act = self._act, None
         self._told.close()
         kept = self.kept
+        if not kept.follow:
+            # A command that is waited for ends soon: the next start is not made ready meanwhile.
+            self._orders.close()
         if act is Act.END:
             self._drop_view()
             if self._rules_fd >= 0:
@@ -275,7 +269,6 @@ class Supervisor:
     def _let_go(self) -> None:
         """Tell the command that it is done, and keep nothing of the command's."""
         kept = self.kept
-        self._forget_stdio()
         # Looked for last when the run state was written: from then on it is started.
         with suppress(CallerGone):
             Reporter(kept.report_fd).ready()
@@ -293,6 +286,10 @@ class Supervisor:
             self._watch_no_kills()
             acts.end(kept, status)
             self._over = True
+            if kept.report_fd >= 0:
+                # Nobody waits until this process is taken apart.
+                os.close(kept.report_fd)
+                kept.report_fd = -1
             with suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
@@ -305,7 +302,7 @@ class Supervisor:
         while not self._over:
             # Who asks during an act is answered when it is done.
             talk = self._told.fileno() if self._act else self._listener.fileno()
-            watched = {self._wake_r, talk, *self.consoles.descriptors()}
+            watched = {self._wake, talk, *self.consoles.descriptors()}
             if self._view_rests:
                 watched.add(self.kept.view_fd)
             killed = self._oom.descriptors() if self._oom is not None else []
@@ -316,7 +313,7 @@ class Supervisor:
             for fd in watched:
                 poller.unregister(fd)
             for fd, found in ready:
-                if fd == self._wake_r:
+                if fd == self._wake:
                     with suppress(BlockingIOError):
                         os.read(fd, 4096)
                 elif fd == talk and self._act:

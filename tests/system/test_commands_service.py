@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import state
 from tools import client
 
 pytestmark = pytest.mark.root
@@ -116,10 +117,16 @@ def test_a_service_of_older_code_is_replaced(warm_system):
         os.utime(module, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def name_of(pid: int) -> str:
+    """Return what a process calls itself; nothing of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def named(system, name: str) -> list[int]:
-    return [
-        pid for pid in system.processes() if Path(f"/proc/{pid}/comm").read_text().strip() == name
-    ]
+    return [pid for pid in system.processes() if name_of(pid) == name]
 
 
 def test_supervisors_come_from_the_nursery_and_without_it_from_the_command(warm_system):
@@ -133,6 +140,74 @@ def test_supervisors_come_from_the_nursery_and_without_it_from_the_command(warm_
     for ctid in (101, 102):
         assert warm_system.ok("vzctl", "exec", ctid, "echo", "yes") == "yes\n"
         warm_system.ok("vzctl", "stop", ctid, "--fast")
+
+
+def await_standby(system) -> int:
+    """Return the process that waits for the next start."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = named(system, "vz-standby")
+        # It takes orders when its act, the last of its children, waits.
+        if len(found) == 1 and len(children_of(found[0])) == 3:
+            return found[0]
+        time.sleep(0.02)
+    raise AssertionError("nothing waits for the next start")
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_the_next_start_is_made_ready_and_taken(warm_system):
+    for ctid in (101, 102, 103):
+        warm_system.create(ctid)
+    await_service(warm_system)
+    warm_system.ok("vzctl", "start", 101)
+    ready = await_standby(warm_system)
+    warm_system.ok("vzctl", "start", 102)
+    assert state.load(warm_system.paths, 102).supervisor.pid == ready
+    # One that only mounts needs nothing for /proc.
+    ready = await_standby(warm_system)
+    warm_system.ok("vzctl", "mount", 103)
+    assert state.load(warm_system.paths, 103).supervisor.pid == ready
+    for ctid in (101, 102):
+        assert warm_system.ok("vzctl", "exec", ctid, "cat /proc/uptime /etc/hostname")
+        warm_system.ok("vzctl", "stop", ctid, "--fast")
+    warm_system.ok("vzctl", "umount", 103)
+
+
+@pytest.mark.parametrize("victim", ["vz-standby", "vz-act", "vzfs", "procview"])
+def test_a_start_that_waited_in_vain_is_not_missed(warm_system, victim):
+    warm_system.create(101)
+    warm_system.create(102)
+    await_service(warm_system)
+    warm_system.ok("vzctl", "start", 101)
+    ready = await_standby(warm_system)
+    waiting = children_of(ready)
+    (pid,) = [pid for pid in (ready, *waiting) if name_of(pid) == victim]
+    os.kill(pid, signal.SIGKILL)
+    warm_system.ok("vzctl", "start", 102)
+    assert warm_system.ok("vzctl", "exec", 102, "echo", "yes") == "yes\n"
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{old}").exists() for old in (ready, *waiting)):
+        assert time.monotonic() < deadline, "what waited with it is still there"
+        time.sleep(0.02)
+
+
+def test_nothing_waits_for_a_service_that_is_gone(warm_system):
+    warm_system.create(101)
+    await_service(warm_system)
+    warm_system.ok("vzctl", "start", 101)
+    ready = await_standby(warm_system)
+    waiting = (ready, *children_of(ready))
+    warm_system.ok("vzctl", "stop", 101, "--fast")
+    pid = service_pid(warm_system)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{old}").exists() for old in waiting):
+        assert time.monotonic() < deadline, "it still waits"
+        time.sleep(0.02)
 
 
 def test_the_nursery_ends_with_the_service(warm_system):
