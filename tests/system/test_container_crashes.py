@@ -224,7 +224,7 @@ def test_a_file_server_that_dies_during_a_start_is_replaced(system):
         "#!/bin/sh\n"
         'keeper=$(ps -o ppid= -p "$PPID" | tr -d " ")\n'
         'pkill -9 -P "$keeper" -x vzfs-101 || exit 3\n'
-        f"exec timeout 20 ls {system.paths.ct_root(101)}/bin/busybox\n"
+        f"exec timeout 90 ls {system.paths.ct_root(101)}/bin/busybox\n"
     )
     script.chmod(0o755)
     system.ok("vzctl", "start", 101)
