@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "system"))
 from _netpeers import peers
 from netlab import HOST4, REMOTE4, Lab, Place, lab, ping, pour_tcp, rate_mbit, sink_tcp
 
-from runtime.net import attach, networks
+from runtime.net import attach, networks, privnet
 from runtime.net.server import Server, container_config
 
 A4, B4 = "198.18.0.101", "198.18.0.102"
@@ -146,6 +146,11 @@ def set_up(world: Lab, containers: int, rounds: int) -> dict[str, object]:
         with Server(world.paths) as server:
             server.reconcile()
         reconcile_ms = (time.perf_counter() - begin) * 1e3
+    many = [privnet.parse(f"n{i}", [f"10.{i}.{j}.0/24" for j in range(10)]) for i in range(50)]
+    with world.server() as server:
+        begin = time.perf_counter()
+        privnet.apply(server.nft, many)
+        pairs_ms = (time.perf_counter() - begin) * 1e3
     row = {
         "containers": containers,
         "start_network_ms": round(each_ms, 1),
@@ -155,6 +160,7 @@ def set_up(world: Lab, containers: int, rounds: int) -> dict[str, object]:
         },
         "add_to_first_answer_ms": round(min(answered), 1),
         "reconcile_ms": round(reconcile_ms, 1),
+        "5000_private_pairs_ms": round(pairs_ms, 1),
     }
     print(json.dumps(row), file=sys.stderr)
     return {"what": "set-up", "rows": row}
