@@ -8,6 +8,7 @@ Without a ledger every operation here goes straight to the one it extends.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -15,12 +16,13 @@ from collections.abc import Callable
 
 from vzfs import quotastate, syscalls
 from vzfs.accounting import Accounting
+from vzfs.attributes import stored
 from vzfs.control import Controlled
 from vzfs.inodes import Directory, File, Node
 from vzfs.ledger import Ledger
-from vzfs.naming import Caller
+from vzfs.naming import ACCESS_ACL, Caller
 from vzfs.options import Options
-from vzfs.overlay import Job
+from vzfs.overlay import Job, failure
 from vzfs.quotaguard import Guard
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -152,6 +154,17 @@ class Accounted(Controlled):
             inodes[directory.nid] = st.st_ino
         return fd
 
+    def changed(self, directory: Directory) -> None:
+        """Note that a name was added, for which the directory may have grown."""
+        super().changed(directory)
+        books, accounting = self._books, self.accounting
+        if books is None or accounting is None or directory.up is None:
+            return
+        if books.nearly_full():
+            charge = accounting.charges.get(self._inodes.get(directory.nid, 0))
+            if charge is not None:
+                accounting.settle(charge, os.fstat(directory.up.open()).st_blocks)
+
     def own(self, node: Node, *, data: int | None = None) -> None:
         """Make the metadata of an object private which is about to change, or a small file."""
         if self._books is not None:
@@ -176,6 +189,13 @@ class Accounted(Controlled):
             finally:
                 os.close(fd)
 
+    def _copy_file(self, node: File, data: int | None) -> None:
+        super()._copy_file(node, data)
+        if self.accounting is not None and node.parent is None:
+            # Its name went while it was on the way to being changed.
+            self.accounting.orphaned(self.stat(node))
+            self.orphans.add(node.nid)
+
     def _copy_job(self, node: File, below: os.stat_result, wanted: int) -> Job:
         job = super()._copy_job(node, below, wanted)
         books, accounting = self._books, self.accounting
@@ -190,13 +210,20 @@ class Accounted(Controlled):
             fd = self.open_file(node, os.O_RDONLY, data=False)
             before = os.fstat(fd)
             os.close(fd)
+            charge = accounting.charges.get(before.st_ino)
+            if charge is not None:
+                accounting.forget(charge)
+            elif not before.st_nlink:
+                # Removed meanwhile, and nobody had it open: whoever waits for the copy will.
+                books.record(before.st_uid, before.st_gid, before.st_blocks, 1)
+                self.orphans.add(node.nid)
             try:
-                charge = accounting.charges.get(before.st_ino)
-                if charge is not None:
-                    accounting.forget(charge)
                 finish(error)
             finally:
-                accounting.watch(before)
+                if before.st_nlink:
+                    accounting.watch(before)
+                else:
+                    accounting.orphaned(before)
                 if not self.jobs:
                     books.unhold()
 
@@ -247,6 +274,8 @@ class Accounted(Controlled):
 
     def link(self, node: Node, parent: Directory, name: bytes) -> tuple[Node, os.stat_result]:
         """Give a file another name, or its first."""
+        if self._books is not None:
+            self._books.admit_name()
         linked, st = super().link(node, parent, name)
         if linked.nid in self.orphans:
             self.orphans.discard(linked.nid)
@@ -269,6 +298,49 @@ class Accounted(Controlled):
         except OSError:
             accounting.chown_back(before, *owner)
             raise
+
+    def _put_xattr(
+        self, node: Node, before: os.stat_result | None, name: bytes, value: bytes, flags: int
+    ) -> None:
+        books = self._books
+        if books is None or before is None:
+            super()._put_xattr(node, before, name, value, flags)
+            return
+        uid, gid, unit = before.st_uid, before.st_gid, before.st_blksize
+        most = (len(value) + 2 * unit) // unit * unit // 512
+        try:
+            books.reserve(uid, gid, most, 0)
+            books.release(uid, gid, most, 0)
+        except OSError:
+            self._fit_xattr(node, before, name, value, flags)
+        else:
+            super()._put_xattr(node, before, name, value, flags)
+
+    def _fit_xattr(
+        self, node: Node, before: os.stat_result, name: bytes, value: bytes, flags: int
+    ) -> None:
+        """Store an attribute that may need no more room than there is; raises EDQUOT if it does.
+
+        Small ones are kept in the inode, which only the file system below can tell.
+        """
+        assert self._books is not None
+        path, follow = self.path(node), self.follow(node)
+        try:
+            old: bytes | None = os.getxattr(path, stored(name), follow_symlinks=follow)
+        except OSError:
+            old = None
+        super()._put_xattr(node, before, name, value, flags)
+        grown = self.stat(node).st_blocks - before.st_blocks
+        if grown <= 0 or grown <= self._books.headroom(before.st_uid, before.st_gid):
+            return
+        if old is None:
+            os.removexattr(path, stored(name), follow_symlinks=follow)
+        else:
+            os.setxattr(path, stored(name), old, follow_symlinks=follow)
+        if name == ACCESS_ACL.encode():
+            # Its mask went into the mode, acl(5).
+            os.chmod(path, stat.S_IMODE(before.st_mode))
+        raise failure(errno.EDQUOT)
 
     def _after_xattr(self, node: Node, before: os.stat_result | None) -> None:
         if self.accounting is None or before is None:
@@ -306,7 +378,8 @@ class Accounted(Controlled):
             node.writers += 1
             fresh, self._fresh = self._fresh, None
             st = fresh[1] if fresh is not None and fresh[0] is node else self.stat(node)
-            accounting.opened(st)
+            if accounting.opened(st).orphan:
+                self.orphans.add(node.nid)
             if self.guard is not None:
                 try:
                     self.guard.opening(st.st_uid, st.st_gid)
@@ -332,6 +405,15 @@ class Accounted(Controlled):
             if orphan:
                 self.orphans.discard(node.nid)
                 accounting.evicted(st.st_ino)
+
+    def retire(self, node: Node) -> None:
+        """Release what a forgotten node held."""
+        if self.orphans and node.nid in self.orphans and isinstance(node, File):
+            # Changed after it lost its name, and never open.
+            self.orphans.discard(node.nid)
+            if self.accounting is not None:
+                self.accounting.evicted(self.stat(node).st_ino)
+        super().retire(node)
 
     def write(self, node: Node, offset: int, data: bytes | memoryview) -> int:
         """Write as much of ``data`` as there is room for; raises ENOSPC, EDQUOT, EFBIG."""

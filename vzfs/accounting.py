@@ -9,6 +9,10 @@ for the others:
     closing    a file that was written: delayed allocation may still add blocks of its extent tree
     orphan     open, but without a name: it is charged until its last close
 
+An inode that lost its last name while nobody had it open is charged to nobody, although requests
+for it may follow: of somebody who had looked its name up just before, or stands in the directory.
+Its link count is 0 and it has no charge; opening it for writing makes it an orphan.
+
 Charges are recorded in the quota file before they matter, with a file handle, so that the next
 server (or a command that wants the exact figure now) finds the inode again and charges the
 difference. Blocks are of 512 bytes.
@@ -120,6 +124,9 @@ class Accounting:
         if charge is None:
             charge = self._new(st, fd, st, C_OPEN)
             charge.writers = 1
+            if not st.st_nlink:
+                self.ledger.record(st.st_uid, st.st_gid, st.st_blocks, 1)
+                self._orphan(charge)
             return charge
         if charge.closed_s:
             del self._closing[inode]
@@ -166,7 +173,7 @@ class Accounting:
         end. For directories to which a name is added, attributes, copies.
         """
         inode = st.st_ino
-        if inode in self.charges:
+        if inode in self.charges or not st.st_nlink:
             return
         if not self._handles.usable:
             # It cannot be found again by its number: the next start counts afresh.
@@ -185,7 +192,8 @@ class Accounting:
         """
         charge = self.charges.get(st.st_ino)
         if charge is None:
-            self.ledger.record(st.st_uid, st.st_gid, st.st_blocks - before - reserved, 0)
+            growth = st.st_blocks - before if st.st_nlink else 0
+            self.ledger.record(st.st_uid, st.st_gid, growth - reserved, 0)
         else:
             growth = st.st_blocks - charge.blocks
             self.ledger.record(charge.uid, charge.gid, growth - reserved, 0)
@@ -199,6 +207,8 @@ class Accounting:
     def chown(self, st: os.stat_result, uid: int, gid: int) -> None:
         """Move an inode (status before the change) to new owners; raises OSError (EDQUOT)."""
         charge = self.charges.get(st.st_ino)
+        if charge is None and not st.st_nlink:
+            return
         blocks = st.st_blocks if charge is None else charge.blocks
         self.ledger.transfer(st.st_uid, st.st_gid, uid, gid, blocks, 1)
         if charge is not None:
@@ -207,6 +217,8 @@ class Accounting:
     def chown_back(self, st: os.stat_result, uid: int, gid: int) -> None:
         """Undo ``chown`` to uid and gid of an inode which kept the owners in ``st``."""
         charge = self.charges.get(st.st_ino)
+        if charge is None and not st.st_nlink:
+            return
         blocks = st.st_blocks if charge is None else charge.blocks
         self.ledger.release(uid, gid, blocks, 1)
         self.ledger.record(st.st_uid, st.st_gid, blocks, 1)

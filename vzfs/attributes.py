@@ -247,13 +247,18 @@ class Attributes(Reading):
         if isinstance(node, File):
             (node.twin or node).bare = False
         before = self.stat(node) if self.ledger is not None else None
-        path, follow = self.path(node), self.follow(node)
-        os.setxattr(path, stored(name), value, flags, follow_symlinks=follow)
+        self._put_xattr(node, before, name, value, flags)
         if name == ACCESS_ACL.encode() and kill:
             st = self.stat(node)
             if st.st_mode & stat.S_ISGID:
-                os.chmod(path, stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
+                os.chmod(self.path(node), stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
         self._after_xattr(node, before)
+
+    def _put_xattr(
+        self, node: Node, before: os.stat_result | None, name: bytes, value: bytes, flags: int
+    ) -> None:
+        """Store an extended attribute of a private object whose status is ``before``."""
+        os.setxattr(self.path(node), stored(name), value, flags, follow_symlinks=self.follow(node))
 
     def removexattr(self, node: Node, name: bytes) -> None:
         """Remove an extended attribute. Raises ENODATA."""

@@ -300,11 +300,16 @@ class CopyUp(Lookup):
         return self.groups.count(slot, st.st_ino) if st.st_nlink > 1 else 1
 
     def charge_new(self, owner: os.stat_result, new: os.stat_result, at: int, name: bytes) -> None:
-        """Tell the ledger of a fresh object; takes the object away again when that fails."""
+        """Tell the ledger of a fresh object; takes the object away again when that fails.
+
+        There must be room for a block of attributes as well, which are charged when they are there.
+        """
         if self.ledger is None:
             return
+        marks = new.st_blksize // 512
         try:
-            self.ledger.reserve(owner.st_uid, owner.st_gid, new.st_blocks, 1)
+            self.ledger.reserve(owner.st_uid, owner.st_gid, new.st_blocks + marks, 1)
+            self.ledger.release(owner.st_uid, owner.st_gid, marks, 0)
         except OSError:
             if stat.S_ISDIR(new.st_mode):
                 os.rmdir(name, dir_fd=at)

@@ -219,6 +219,21 @@ class Ledger(Books):
             new.words[new.inodes] += inodes
             self._give_back(old, blocks, inodes)
 
+    def admit_name(self) -> None:
+        """Raise OSError (EDQUOT) when more is used than the hard limit allows.
+
+        A directory grows by a block when its last one is full of names, which is known too late:
+        so the limit is passed by that block at the most.
+        """
+        if self._live[W_GENERATION] != self._generation:
+            self._reload()
+        if self._live[W_BLOCKS] > self.whole.block_hard:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    def nearly_full(self) -> bool:
+        """Whether the container may be near its own limit on blocks."""
+        return self._live[W_BLOCKS] + NEAR_BLOCKS > self.whole.block_stop
+
     def begin(self) -> None:
         """An operation is about to change something it will be charged for afterwards."""
         self._live[W_BUSY] = 1
@@ -312,6 +327,8 @@ class Ledger(Books):
         """Let every account judge a reservation; raises OSError (EDQUOT)."""
         if self.ask is not None and blocks:
             self.ask()
+        if inodes:
+            self.admit_name()
         ends = []
         for account in accounts:
             words = account.words

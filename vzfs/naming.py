@@ -114,7 +114,7 @@ class Naming(CopyUp):
             else:
                 fd = make(dir_fd, name, mode)
                 st = self._give(dir_fd, name, fd, mode, caller.uid, gid)
-            self._charge_created(dir_fd, name, fd, st, above)
+                self._charge_created(dir_fd, name, fd, st, above)
         except BaseException:
             if self.ledger is not None:
                 self.ledger.release(caller.uid, gid, 0, 1)
@@ -158,7 +158,10 @@ class Naming(CopyUp):
         covered: bool,
         mark: str,
     ) -> tuple[int, os.stat_result]:
-        """Create an object in the work area, complete it, and move it over a whiteout."""
+        """Create an object in the work area, complete it, and move it over a whiteout.
+
+        It is charged before that: what is refused must leave the whiteout in its place.
+        """
         work = self.stack.temporary
         shop = -1
         shop_name = b""
@@ -179,15 +182,21 @@ class Naming(CopyUp):
                 os.setxattr(proc_path(here, spare), mark, b"y")
             if stat.S_ISDIR(mode):
                 os.setxattr(proc_path(here, spare), layers.OPAQUE, b"y")
-                if covered:
+            st = os.stat(spare, dir_fd=here, follow_symlinks=False)
+            self._charge_created(here, spare, fd, st, os.stat(here))
+            try:
+                if stat.S_ISDIR(mode) and covered:
                     syscalls.rename(here, spare, target, name, syscalls.RENAME_EXCHANGE)
                     os.unlink(spare, dir_fd=here)
-                else:
+                elif covered or stat.S_ISDIR(mode):
                     os.rename(spare, name, src_dir_fd=here, dst_dir_fd=target)
-            elif covered:
-                os.rename(spare, name, src_dir_fd=here, dst_dir_fd=target)
-            else:
-                syscalls.rename(here, spare, target, name, syscalls.RENAME_NOREPLACE)
+                else:
+                    syscalls.rename(here, spare, target, name, syscalls.RENAME_NOREPLACE)
+            except OSError:
+                if self.ledger is not None:
+                    self.ledger.release(st.st_uid, st.st_gid, st.st_blocks, 0)
+                _remove(here, spare, fd, st)
+                raise
         finally:
             if shop >= 0:
                 os.close(shop)
@@ -207,12 +216,7 @@ class Naming(CopyUp):
             if st.st_blocks:
                 self.ledger.reserve(st.st_uid, st.st_gid, st.st_blocks, 0)
         except OSError:
-            if fd >= 0:
-                os.close(fd)
-            if stat.S_ISDIR(st.st_mode):
-                os.rmdir(name, dir_fd=dir_fd)
-            else:
-                os.unlink(name, dir_fd=dir_fd)
+            _remove(dir_fd, name, fd, st)
             raise
 
     def _discharge(self, st: os.stat_result, blocks: int | None = None) -> None:
@@ -356,3 +360,13 @@ class Naming(CopyUp):
     def _set_links(self, node: File, count: int) -> None:
         os.setxattr(self.path(node), layers.NLINK, b"%d" % count, follow_symlinks=self.follow(node))
         node.links = count
+
+
+def _remove(dir_fd: int, name: bytes, fd: int, st: os.stat_result) -> None:
+    """Undo the creation of an object that was refused; ``fd`` is open on it, or -1."""
+    if fd >= 0:
+        os.close(fd)
+    if stat.S_ISDIR(st.st_mode):
+        os.rmdir(name, dir_fd=dir_fd)
+    else:
+        os.unlink(name, dir_fd=dir_fd)

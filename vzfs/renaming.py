@@ -42,9 +42,18 @@ class Renaming(Removing):
         if victim is node:
             return
         self._check_kinds(node, victim)
-        self._move(parent, name, node, to, new, victim)
-        if flags & syscalls.RENAME_WHITEOUT:
-            self._leave_user_whiteout(parent, name)
+        if not flags & syscalls.RENAME_WHITEOUT:
+            self._move(parent, name, node, to, new, victim)
+            return
+        if self.ledger is not None:
+            self.ledger.reserve(0, 0, 0, 1)
+        try:
+            self._move(parent, name, node, to, new, victim)
+        except BaseException:
+            if self.ledger is not None:
+                self.ledger.release(0, 0, 0, 1)
+            raise
+        self._leave_user_whiteout(parent, name)
 
     def _check_kinds(self, node: Node, victim: Node | None) -> None:
         if victim is None:
@@ -246,8 +255,6 @@ class Renaming(Removing):
         work, spare = self.stack.temporary, self.temporary_name()
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         os.close(os.open(spare, flags, 0o600, dir_fd=work))
-        if self.ledger is not None:
-            self.ledger.reserve(0, 0, 0, 1)
         os.setxattr(proc_path(work, spare), layers.ESCAPED, b"y")
         self.make_impure(parent)
         os.rename(spare, name, src_dir_fd=work, dst_dir_fd=dir_fd)

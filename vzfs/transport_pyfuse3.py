@@ -16,6 +16,8 @@ import errno
 import os
 import socket
 import stat
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -127,6 +129,12 @@ class Handlers(pyfuse3.Operations):
                     await self._wait(later.job)
                 except OSError as error:
                     _fail(error)
+            except pyfuse3.FUSEError:
+                raise
+            except Exception:
+                # Like the kernel transport: one request fails, and the log says why.
+                traceback.print_exc(file=sys.stderr)
+                raise pyfuse3.FUSEError(errno.EIO) from None
 
     async def _wait(self, job: Job) -> None:
         event = self._waiting.get(job)

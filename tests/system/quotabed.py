@@ -21,9 +21,9 @@ from vzfs.quotascan import scan
 WRITER = """
 import os, sys
 path, size, count, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-fd = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_APPEND if how == "append" else 0))
 done = 0
 try:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_APPEND if how == "append" else 0))
     for number in range(count):
         done += os.write(fd, b"x" * size)
 except OSError as error:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -106,6 +106,52 @@ def test_a_file_without_a_name_counts_until_it_is_closed(bed: QuotaBed) -> None:
     assert bed.settled() == (0, 0)
 
 
+@pytest.mark.parametrize("where", ["lower", "upper"])
+@pytest.mark.parametrize("size", [5000, 3 << 20])
+def test_who_found_a_file_before_it_was_removed_uses_it_uncounted(
+    bed: QuotaBed, where: str, size: int
+) -> None:
+    (bed.lower / "f").write_bytes(b"x" * size)
+    top = bed.mount(**OWNERS)
+    if where == "upper":
+        os.truncate(top / "f", size + 10)
+    found = os.open(top / "f", os.O_PATH)
+    os.unlink(top / "f")
+    name = f"/proc/self/fd/{found}"
+    os.chmod(name, 0o600)
+    os.setxattr(name, "user.a", b"x" * 3000)
+    os.chown(name, 5, 6)
+    assert bed.settled()[1] in (0, 1)
+    fd = os.open(name, os.O_RDWR)
+    os.write(fd, b"y" * 70_000)
+    os.close(fd)
+    os.chown(name, 7, 8)
+    os.truncate(name, 100)
+    os.close(os.open(name, os.O_RDWR))
+    os.close(found)
+    assert bed.settled() == (0, 0)
+    assert bed.owners_settled()
+    bed.unmount()
+    assert bed.difference() == (0, 0)
+
+
+@pytest.mark.parametrize("where", ["lower", "upper"])
+def test_a_removed_directory_one_stands_in_is_uncounted(bed: QuotaBed, where: str) -> None:
+    (bed.lower / "d").mkdir()
+    top = bed.mount(**OWNERS)
+    if where == "upper":
+        os.chmod(top / "d", 0o700)
+    found = os.open(top / "d", os.O_RDONLY | os.O_DIRECTORY)
+    os.rmdir(top / "d")
+    os.fchmod(found, 0o755)
+    os.fchown(found, 5, 6)
+    os.setxattr(found, "user.a", b"x" * 3000)
+    assert bed.settled() == (0, 0)
+    os.close(found)
+    assert bed.settled() == (0, 0)
+    assert bed.owners_settled()
+
+
 def test_a_tmpfile_that_gets_a_name_stays_charged(kernel_bed: QuotaBed) -> None:
     top = kernel_bed.mount()
     fd = os.open(top, os.O_TMPFILE | os.O_RDWR)
@@ -128,6 +174,23 @@ def test_template_files_cost_nothing_until_they_are_written_to(bed: QuotaBed) ->
         file.write(b"y")
     assert bed.settled() == (0, 0)
     assert bed.used_kib() >= before + 976
+
+
+@pytest.mark.parametrize("again", ["mkdir", "symlink"])
+def test_a_template_file_removed_stays_so_when_its_name_cannot_be_used_again(
+    bed: QuotaBed, again: str
+) -> None:
+    (bed.lower / "f").write_bytes(b"template")
+    top = bed.mount(block_soft=1000, block_hard=1000)
+    (top / "f").unlink()
+    bed.settled()
+    quota.apply_space(bed.file, bed.used_kib(), bed.used_kib())
+    with pytest.raises(OSError, match="quota"):
+        (top / "f").mkdir() if again == "mkdir" else (top / "f").symlink_to("x" * 200)
+    assert os.listdir(top) == []
+    assert not os.path.lexists(top / "f")
+    assert bed.settled() == (0, 0)
+    assert not [name for name in os.listdir(bed.work / "work") if name.startswith("#")]
 
 
 def test_removing_a_template_file_needs_no_room(bed: QuotaBed) -> None:
@@ -227,6 +290,70 @@ def test_fallocate_and_truncate_then_write_never_pass_the_hard_limit(bed: QuotaB
     assert refused == errno.EDQUOT
     assert bed.settled() == (0, 0)
     assert bed.used_kib() <= 20_000
+
+
+def _over(act: Callable[[], object]) -> bool:
+    """Whether something is refused because it would pass a limit."""
+    try:
+        act()
+    except OSError as error:
+        if error.errno != errno.EDQUOT:
+            raise
+        return True
+    return False
+
+
+def test_attributes_never_pass_the_hard_limit(bed: QuotaBed) -> None:
+    top = bed.mount(block_soft=200, block_hard=200)
+    for number in range(100):
+        (top / f"f{number}").touch()
+    refused = 0
+    for number in range(100):
+        path = top / f"f{number}"
+        if _over(lambda path=path: os.setxattr(path, "user.large", b"x" * 3000)):
+            assert "user.large" not in os.listxattr(path)
+            refused += 1
+        # What fits into the inode needs no room.
+        os.setxattr(top / f"f{number}", "user.s", b"x")
+    assert refused > 40
+    assert bed.settled() == (0, 0)
+    assert bed.used_kib() <= 200
+    os.setxattr(top / "f0", "user.large", b"y" * 3000)
+
+
+def test_marks_of_copies_never_pass_the_hard_limit(bed: QuotaBed) -> None:
+    # Where a copy's data are is kept in an attribute; a path so long fits into no inode.
+    home = bed.lower / ("d" * 100)
+    home.mkdir()
+    for number in range(100):
+        (home / f"{number:0100}").write_bytes(b"x" * 2_000_000 if not number else b"x")
+    top = bed.mount(block_soft=200, block_hard=200)
+    refused = 0
+    for number in range(100):
+        path = top / home.name / f"{number:0100}"
+        refused += _over(lambda path=path: os.chmod(path, 0o600))
+    assert refused > 40
+    assert bed.settled() == (0, 0)
+    assert bed.used_kib() <= 204  # with the block a directory grew by
+
+
+def test_names_pass_the_hard_limit_by_a_block_at_most(bed: QuotaBed) -> None:
+    top = bed.mount(block_soft=100, block_hard=100)
+    (top / "f").touch()
+    make: dict[str, Callable[[Path], object]] = {
+        "file": Path.touch,
+        "link": lambda path: os.link(top / "f", path),
+        "symlink": lambda path: path.symlink_to("x"),
+    }
+    for kind, act in make.items():
+        with pytest.raises(OSError) as caught:
+            for number in range(10_000):
+                act(top / f"{kind}{number:0200}")
+        assert caught.value.errno == errno.EDQUOT
+    assert bed.settled() == (0, 0)
+    assert bed.used_kib() <= 104
+    for entry in list(top.iterdir()):
+        entry.unlink()
 
 
 def test_overwriting_and_reading_go_on_when_nothing_is_left(bed: QuotaBed) -> None:

@@ -1,9 +1,8 @@
-"""Programs people run, over vzfs: git, tar, sqlite, exercisers, PostgreSQL.
+"""Programs people run, over vzfs: git, tar, sqlite, PostgreSQL.
 
-The normal tier runs small sizes; `-m slow` adds the large ones (PYVZ_FSX_SECONDS, default 60).
+The normal tier runs small sizes; `-m slow` adds the large ones.
 """
 
-import mmap
 import os
 import pwd
 import random
@@ -17,15 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from posixcases import beds, calls
+from posixcases import beds
 from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
-from posixcases.moves import Move, Player
 
 pytestmark = pytest.mark.root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRANSPORTS = ["vzfs-kernel", "vzfs-pyfuse3"]
-FSX_SECONDS = float(os.environ.get("PYVZ_FSX_SECONDS", "60"))
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -191,188 +188,6 @@ def test_sqlite_keeps_a_database_used_by_several_processes(subject: beds.Vzfs, m
     counted = base.execute("select who, count(*) from t group by who order by who").fetchall()
     assert counted == [(0, 60), (1, 60), (2, 60), (99, 200)]
     base.close()
-
-
-# An exerciser of one file, after fsx ---------------------------------------------------------------
-
-
-def exercise(
-    path: Path, seconds: float, number: int, limit: int = 400_000, *, allocate: bool = True
-) -> int:
-    """Change one file in every way at random and compare it with a model; return how many acts."""
-    dice = random.Random(number)
-    model = bytearray(path.read_bytes() if path.exists() else b"")
-    one = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    history: list[str] = []
-    deadline = time.monotonic() + seconds
-    acts = 0
-
-    def fill(start: int, data: bytes) -> None:
-        if start > len(model):
-            model.extend(bytes(start - len(model)))
-        model[start : start + len(data)] = data
-
-    while time.monotonic() < deadline:
-        acts += 1
-        start, length = dice.randrange(limit), dice.randrange(1, 70_000)
-        data = dice.randbytes(length)
-        what = dice.choice(["write", "write", "read", "read", "truncate", "map", "mapread", "punch", "zero", "keep", "allocate", "append", "reopen", "copy", "sync", "chmod"])  # fmt: skip
-        if not allocate and what in ("punch", "zero", "keep", "allocate"):
-            continue  # the portable transport has no fallocate
-        history = [*history[-30:], f"{what} {start} {length}"]
-        if what == "write":
-            os.pwrite(one, data, start)
-            fill(start, data)
-        elif what == "read":
-            assert os.pread(one, length, start) == bytes(model[start : start + length]), history
-        elif what == "truncate":
-            os.ftruncate(one, start)
-            model = model[:start].ljust(start, b"\0")
-        elif what in ("map", "mapread") and start < len(model):
-            with mmap.mmap(one, len(model)) as memory:
-                assert memory[start : start + length] == bytes(model[start : start + length]), (
-                    history
-                )
-                if what == "map":
-                    piece = data[: len(model) - start]
-                    memory[start : start + len(piece)] = piece
-                    fill(start, piece)
-        elif what == "punch":
-            calls.fallocate(one, 3, start, length)
-            fill(start, bytes(max(0, min(length, len(model) - start)))) if start < len(
-                model
-            ) else None
-        elif what == "zero":
-            calls.fallocate(one, 16, start, length)
-            fill(start, bytes(length))
-        elif what == "keep":
-            calls.fallocate(one, 1, start, length)
-        elif what == "allocate":
-            calls.fallocate(one, 0, start, length)
-            model.extend(bytes(max(0, start + length - len(model))))
-        elif what == "append" and len(model) < 2 * limit:
-            other = os.open(path, os.O_WRONLY | os.O_APPEND)
-            os.write(other, data[:1000])
-            os.close(other)
-            model += data[:1000]
-        elif what == "reopen":
-            os.close(one)
-            one = os.open(path, dice.choice([os.O_RDWR, os.O_RDWR | os.O_SYNC]))
-        elif what == "copy" and len(model) > length:
-            target = len(model)
-            left = length
-            while left:
-                done = os.copy_file_range(one, one, left, length - left, target + length - left)
-                left -= done
-            model += model[:length]
-            if len(model) > 2 * limit:
-                os.ftruncate(one, limit)
-                del model[limit:]
-        elif what == "sync":
-            os.fsync(one)
-        elif what == "chmod":
-            os.chmod(path, dice.choice([0o600, 0o644]))
-        assert os.fstat(one).st_size == len(model), history
-        assert os.stat(path).st_size == len(model), history
-    os.close(one)
-    assert path.read_bytes() == bytes(model), history
-    return acts
-
-
-@pytest.mark.parametrize(
-    "seconds", [3.0, pytest.param(FSX_SECONDS, marks=pytest.mark.slow)], ids=["short", "long"]
-)
-def test_one_file_changed_in_every_way_keeps_its_content(
-    subject: beds.Vzfs, seconds: float
-) -> None:
-    (subject.lower / "shared").write_bytes(random.Random(0).randbytes(300_000))
-    subject.mount()
-    acts = sum(
-        exercise(subject.merged / name, seconds / 2, number, allocate=subject.transport == "kernel")
-        for number, name in enumerate(["shared", "own"])
-    )
-    content = {n: (subject.merged / n).read_bytes() for n in ("shared", "own")}
-    subject.remount()
-    assert {n: (subject.merged / n).read_bytes() for n in ("shared", "own")} == content
-    print(f"{subject.name}: {acts} acts")
-    assert acts > 50
-
-
-# Many processes on one tree, after fsstress --------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "seconds", [4.0, pytest.param(FSX_SECONDS, marks=pytest.mark.slow)], ids=["short", "long"]
-)
-def test_processes_fighting_over_one_tree_leave_it_sound(
-    subject: beds.Vzfs, seconds: float
-) -> None:
-    for name in ("a", "b", "c"):
-        (subject.lower / name).mkdir()
-        for inner in ("a", "b", "c"):
-            (subject.lower / name / inner).write_bytes(b"shared")
-    subject.mount()
-    children = []
-    for number in range(4):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                _fight(subject.merged, number, seconds)
-                code = 0
-            except BaseException as error:
-                with open(subject.home / "fight.log", "a", encoding="utf-8") as log:
-                    log.write(f"{error!r}\n")
-            finally:
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children]
-    assert codes == [0] * 4, (subject.home / "fight.log").read_text()
-    for top, folders, files in os.walk(subject.merged):
-        listed = set(os.listdir(top))
-        assert listed == set(folders) | set(files)
-        for name in listed:
-            os.lstat(os.path.join(top, name))
-    before = sorted(str(p) for p in subject.merged.rglob("*"))
-    subject.remount()
-    assert sorted(str(p) for p in subject.merged.rglob("*")) == before
-    shutil.rmtree(subject.merged, ignore_errors=True)
-    assert os.listdir(subject.merged) == []
-
-
-def _fight(root: Path, number: int, seconds: float) -> None:
-    dice = random.Random(number)
-    player = Player(str(root))
-    deadline = time.monotonic() + seconds
-    refused = {"EIO", "ESTALE", "EUCLEAN", "EFAULT", "ENOTCONN", "EREMOTEIO"}
-    while time.monotonic() < deadline:
-        # Both at one depth: moving folders into one another, hours of it would end beyond any path.
-        depth = dice.randint(1, 3)
-        old, new = ("/".join(dice.choices("abc", k=depth)) for _ in range(2))
-        move = dice.choice(
-            [
-                Move("create", (old, dice.randbytes(dice.choice([0, 100, 9000])))),
-                Move("mkdir", (old,)),
-                Move("rename", (old, new, dice.choice([0, 0, 1, 2]))),
-                Move("rename", (old, new, 0)),
-                Move("unlink", (old,)),
-                Move("rmdir", (old,)),
-                Move("link", (old, new)),
-                Move("symlink", (old, new)),
-                Move("append", (old, b"more")),
-                Move("truncate", (old, 5)),
-                Move("chmod", (old, 0o700)),
-                Move("setxattr", (old, "user.a", b"1", 0)),
-                Move("listing", (old,)),
-                Move("read", (old,)),
-                Move("open", (0, old, 0)),
-                Move("put", (0, 3, b"held")),
-                Move("shut", (0,)),
-            ]
-        )
-        result = player.play(move)
-        assert not (isinstance(result, str) and result in refused), f"{move}: {result}"
-    player.close()
 
 
 # A database server ---------------------------------------------------------------------------------

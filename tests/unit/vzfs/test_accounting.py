@@ -144,6 +144,27 @@ def test_an_orphan_is_charged_until_it_is_evicted(served: Served) -> None:
     assert served.agrees()
 
 
+def test_a_file_found_before_its_removal_is_charged_while_it_is_open(served: Served) -> None:
+    found = served.create("f")
+    served.close(found_again := os.dup(found))
+    before = os.fstat(found)
+    os.unlink(served.area / "f")
+    served.accounting.removed(before)
+    served.accounting.changed(os.fstat(found), before.st_blocks)
+    served.accounting.chown(os.fstat(found), 7, 7)
+    assert served.agrees()
+    os.write(found, b"x" * 70_000)
+    st = os.fstat(found)
+    assert served.accounting.opened(st).orphan
+    usage = served.ledger.file.usage()
+    assert (usage.blocks, usage.inodes) == (scan(served.area).blocks + st.st_blocks, 2)
+    served.close(found)
+    served.accounting.evicted(st.st_ino)
+    served.ledger.commit()
+    assert served.agrees()
+    assert found_again >= 0
+
+
 def test_an_orphan_of_a_dead_server_is_given_back_when_it_is_gone(served: Served) -> None:
     fd = served.create("f")
     os.write(fd, b"x" * 100_000)

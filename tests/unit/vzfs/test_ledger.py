@@ -103,6 +103,18 @@ def test_the_hard_inode_limit_is_reached_and_not_passed(book: Book) -> None:
     assert refused(ledger, 0, 0, 0, 1)
 
 
+def test_no_name_is_added_while_more_is_used_than_the_hard_limit(book: Book) -> None:
+    ledger = book.open(block_soft=100, block_hard=100)
+    ledger.record(0, 0, 200 - ledger.file.usage().blocks, 0)
+    ledger.admit_name()
+    assert ledger.nearly_full()
+    assert not refused(ledger, 0, 0, 0, 1)
+    ledger.record(0, 0, 8, 0)
+    assert refused(ledger, 0, 0, 0, 1)
+    with pytest.raises(OSError, match="quota"):
+        ledger.admit_name()
+
+
 def test_blocks_may_be_had_when_only_inodes_are_used_up(book: Book) -> None:
     ledger = book.open(inode_soft=2, inode_hard=2)
     ledger.reserve(0, 0, 100, 0)
