@@ -1,8 +1,9 @@
-"""Files of the root directory which are not on disk: the quota, for those inside.
+"""Files of the root directory which are not on disk: the quota, for those inside, and links.
 
     /.vzfs-quota         0600 root: read all of it, write limits (see ``quotacontrol``)
     /.vzfs-quota.uUID    0400, owned by the user: what concerns that user
     /.vzfs-quota.gGID    0440, of the group: what concerns that group
+    /.vzfs-links         0600 root: orders of the host (see ``relinking``)
 
 They are found by name and not listed. Who may read which is left to the kernel, which checks mode
 and owner of every file (``default_permissions``) in the container's own ids.
@@ -26,8 +27,10 @@ from vzfs.naming import SELF, Caller
 from vzfs.overlay import failure
 from vzfs.quotalayout import GROUP, USER
 
-PREFIX = b".vzfs-quota"
-_NAME = re.compile(rb"\.vzfs-quota(?:\.([ug])(0|[1-9]\d{0,9}))?")
+PREFIX = b".vzfs-"
+_NAME = re.compile(rb"\.vzfs-(?:quota(?:\.([ug])(0|[1-9]\d{0,9}))?|(links))")
+#: What a control file is of, besides USER and GROUP: everything; magic links.
+_ALL, _LINKS = 2, 3
 #: Node ids of control files: of the slot without computed ids (see ``inodes``), above all of its
 #: sequence numbers.
 _ID = UNCOMPUTED << SLOT_SHIFT | 1 << (SLOT_SHIFT - 1)
@@ -41,7 +44,7 @@ class Control(Node):
     __slots__ = ("backing", "ident", "kind", "of", "opens")
 
     def __init__(self, of: int, ident: int, parent: Directory, name: bytes) -> None:
-        """Describe the file of a user (``of`` 0), group (1), or of everything (2)."""
+        """Describe the file of a user (``of`` 0), group (1), of everything (2), of links (3)."""
         number = of << 33 | ident
         super().__init__(_ID | number, _INO | number, parent, name)
         self.of = of
@@ -51,6 +54,11 @@ class Control(Node):
         self.backing = 0
         self.opens = 0
 
+    @property
+    def links(self) -> bool:
+        """Whether it takes orders about links."""
+        return self.of == _LINKS
+
 
 class Controlled(Files):
     """The operations, and the control files beside them."""
@@ -58,10 +66,12 @@ class Controlled(Files):
     accounting: Accounting | None = None
     _books: Ledger | None = None
     _with_control = False
+    #: What an order of the host begins with; empty: none is taken.
+    token = b""
 
     def lookup(self, parent: Directory, name: bytes) -> tuple[Node, os.stat_result]:
         """Return what ``name`` leads to."""
-        if parent is self.root and name.startswith(PREFIX) and self._books is not None:
+        if parent is self.root and name.startswith(PREFIX):
             node = self._control(name)
             if node is not None:
                 return node, self._status(node)
@@ -69,9 +79,9 @@ class Controlled(Files):
 
     def _control(self, name: bytes) -> Control | None:
         match = _NAME.fullmatch(name)
-        if match is None:
+        if match is None or not self._has(match):
             return None
-        of = 2 if match[1] is None else USER if match[1] == b"u" else GROUP
+        of = USER if match[1] == b"u" else GROUP if match[1] else _LINKS if match[3] else _ALL
         ident = int(match[2] or 0)
         if ident >= 2**32 - 1:
             return None
@@ -86,19 +96,11 @@ class Controlled(Files):
         self.table.add(made)
         return made
 
-    def recover(self, nid: int) -> Node:
-        """Find a node a former server handed out."""
-        if nid & ~_NUMBER == _ID:
-            number = nid & _NUMBER
-            of, ident = number >> 33, number & 0xFFFFFFFF
-            tail = b"" if of == 2 else (b".u%d" if of == USER else b".g%d") % ident
-            node = self._control(PREFIX + tail)
-            if node is not None:
-                return node
-        return super().recover(nid)
+    def _has(self, match: re.Match[bytes]) -> bool:
+        return bool(self.token) if match[3] else self._books is not None
 
     def _status(self, node: Control) -> os.stat_result:
-        mode = stat.S_IFREG | (0o600, 0o400, 0o440)[(node.of + 1) % 3]
+        mode = stat.S_IFREG | (0o400, 0o440, 0o600, 0o600)[node.of]
         uid = node.ident if node.of == USER else 0
         gid = node.ident if node.of == GROUP else 0
         now = time.time_ns()
@@ -145,7 +147,7 @@ class Controlled(Files):
         super().rename(parent, name, to, new, flags)
 
     def _refuse(self, parent: Directory, name: bytes) -> None:
-        if parent is self.root and self._books is not None and _NAME.fullmatch(name):
+        if parent is self.root and (match := _NAME.fullmatch(name)) and self._has(match):
             raise failure(errno.EPERM)
 
     # contents
@@ -166,11 +168,11 @@ class Controlled(Files):
         if not isinstance(node, Control):
             return super().read(node, offset, size)
         books = self._books
-        if books is None or self.accounting is None:
+        if node.links or books is None or self.accounting is None:
             raise failure(errno.EIO)
         if offset == 0:
             self.accounting.flush()
-        if node.of == 2:
+        if node.of == _ALL:
             text = quotacontrol.report(books)
         else:
             text = quotacontrol.report_one(books, node.of, node.ident)
@@ -180,7 +182,7 @@ class Controlled(Files):
         """Write ``data``; to the control file whole lines of orders."""
         if not isinstance(node, Control):
             return super().write(node, offset, data)
-        if self._books is None or node.of != 2:
+        if self._books is None or node.of != _ALL:
             raise failure(errno.EIO)
         try:
             text = bytes(data).decode("ascii")

@@ -97,7 +97,7 @@ class CopyUp(Lookup):
         except BaseException:
             os.rmdir(name, dir_fd=work)
             raise
-        _set_times(parent_fd, times)
+        set_times(parent_fd, times)
         directory.up = parent.up.child(directory.name)
         directory.impure = False
 
@@ -180,7 +180,7 @@ class CopyUp(Lookup):
             os.link(
                 node.upname, name, src_dir_fd=index, dst_dir_fd=parent_fd, follow_symlinks=False
             )
-            _set_times(parent_fd, times)
+            set_times(parent_fd, times)
         except OSError:
             return
         node.up, node.upname = parent.up, name
@@ -226,7 +226,7 @@ class CopyUp(Lookup):
                 if node.magic:
                     self._anchor(node)
                 os.rename(name, node.name, src_dir_fd=work, dst_dir_fd=parent_fd)
-                _set_times(parent_fd, times)
+                set_times(parent_fd, times)
                 node.up, node.upname = node.parent.up, node.name
         except BaseException:
             try:
@@ -451,6 +451,6 @@ class CopyUp(Lookup):
         return twin
 
 
-def _set_times(fd: int, st: os.stat_result) -> None:
+def set_times(fd: int, st: os.stat_result) -> None:
     """Undo what our own entry did to the times of the directory ``fd``."""
     os.utime(proc_fd(fd), ns=(st.st_atime_ns, st.st_mtime_ns))

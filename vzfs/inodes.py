@@ -247,6 +247,10 @@ class NodeTable:
 
     def rename(self, node: File, slot: int, inode: int) -> None:
         """Let an object that was replaced by another keep the id it is known by."""
+        former = self._moved_from.pop(node.nid, None)
+        if former is not None and self.moved.get(former) == node.nid:
+            # What it was known by goes to whatever gets that inode next.
+            del self.moved[former]
         computed = self.identify_file(slot, inode)
         if computed != node.nid:
             self.moved[computed] = node.nid

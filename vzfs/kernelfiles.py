@@ -141,6 +141,10 @@ class FileRequests(Replies):
             if error.errno != errno.ENOENT:
                 raise
 
+    def _release_backing(self, node: File) -> None:
+        if node.backing:
+            self._close_backing(node)
+
     def _close_backing(self, node: File) -> None:
         self._idle.pop(node.nid, None)
         backing, node.backing = node.backing, 0

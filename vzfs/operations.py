@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from vzfs.accounted import Accounted
-from vzfs.recovery import Recovering
+from vzfs.relinking import Relinking
 
 
-class Operations(Recovering, Accounted):
+class Operations(Relinking):
     """What a transport serves.
 
     The topics build on one another: overlay (state), lookup (finding), copyup (making private),
     naming, removing, renaming, listing, attributes, files; accounted and recovering beside each
-    other.
+    other; relinking.
     """

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vzfs import layers, protocol, syscalls
+from vzfs import layers, protocol, relinking, syscalls
 from vzfs.inodes import EPOCH_MASK
 from vzfs.layers import Stack
 from vzfs.operations import Operations
@@ -152,6 +152,7 @@ def prepare(options: Options, *, resume: bool = False) -> Stack:
     # The server of a mount that was just taken down may need a moment to end.
     stack.lock(None if resume else 10)
     sweep(stack)
+    relinking.sweep(stack.work, resume=resume)
     _recount(stack, options)
     return stack
 
@@ -201,13 +202,14 @@ def serve(
     chosen = choose_transport(options)
     core = Operations(stack, options)
     core.resumed = resume
+    core.token = os.urandom(16).hex().encode()
     # Without passthrough a file keeps its id: its pages are cached under it.
     core.table.epoch = (epoch + 1) & EPOCH_MASK if flags & protocol.PASSTHROUGH or not resume else 0
     if options.ledger is not None:
         core.start_accounting(options, resume=resume)
 
     def agreed(agreed_flags: int) -> None:
-        _write_session(stack.work, agreed_flags, core.table.epoch, chosen)
+        _write_session(core, agreed_flags, chosen)
 
     if resume:
         agreed(flags)
@@ -241,7 +243,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def read_session(work_area: Path) -> dict[str, str]:
-    """Return what the server of a mount wrote down: flags, epoch, pid, transport, passthrough.
+    """Return what the server of a mount wrote down: flags, epoch, pid, transport, passthrough, token.
 
     Raises OSError when there is no such file.
     """
@@ -259,15 +261,16 @@ def _agreed(options: Options) -> tuple[int, int]:
         return protocol.INIT_EXT | protocol.SETXATTR_EXT, os.urandom(1)[0]
 
 
-def _write_session(work: int, flags: int, epoch: int, transport: str) -> None:
+def _write_session(core: Operations, flags: int, transport: str) -> None:
     """Write the session down in the work area, for a server which takes over and for reports.
 
     Without libraries: every page an idle server touches is memory of its own.
     """
+    work = core.stack.work
     passthrough = "yes" if flags & protocol.PASSTHROUGH else "no"
     text = (
-        f"flags={flags}\nepoch={epoch}\npid={os.getpid()}\n"
-        f"transport={transport}\npassthrough={passthrough}\n"
+        f"flags={flags}\nepoch={core.table.epoch}\npid={os.getpid()}\n"
+        f"transport={transport}\npassthrough={passthrough}\ntoken={core.token.decode()}\n"
     )
     spare = SESSION + ".new"
     mode = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC

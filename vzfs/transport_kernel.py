@@ -77,6 +77,7 @@ class KernelTransport(NameRequests, FileRequests):
         #: Requests served when the kernel may be asked to prune again.
         self._pruned = 0
         core.invalidate = self._invalidate  # type: ignore[method-assign] # the core's way out
+        core.release_backing = self._release_backing  # type: ignore[method-assign]  # the same
         if flags:
             self._settle(flags)
 
