@@ -238,10 +238,9 @@ def sweep_stores(paths: Paths, *, test: bool = False) -> tuple[int, int]:
     """
     if users.places_in_doubt(paths):
         return 0, 0
-    keep = users.linked(paths)
     removed = freed = 0
     for store in (Store(paths.template), shared_store(paths.template)):
-        count, size = store.sweep(keep, test=test)
+        count, size = store.sweep(lambda: users.linked(paths), test=test)
         removed, freed = removed + count, freed + size
     return removed, freed
 

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from templates import lock
 _HEADER = struct.Struct("<IIIQq")
 #: Larger files are hashed through a mapping, smaller ones are read.
 _MAP_FROM_BYTES = 128 << 10
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Adopted:
 
 
 def key_of(
-    path: str,
+    path: str | int,
     status: os.stat_result,
     *,
     dated: bool | None = None,
@@ -52,13 +53,14 @@ def key_of(
 ) -> str:
     """Return the digest a regular file is known by in the store; raises OSError.
 
+    A descriptor is read, not mapped: somebody may truncate the file meanwhile.
     ``dated`` says whether its time of change counts; by default that of Python sources does.
     Attributes whose names begin as one of ``ignore`` do not.
     """
     import blake3  # a compiled module: loaded by whoever builds or links, not by lists
 
     if dated is None:
-        dated = path.endswith(".py")
+        dated = isinstance(path, str) and path.endswith(".py")
     total = blake3.blake3(
         _HEADER.pack(
             stat.S_IMODE(status.st_mode),
@@ -68,13 +70,19 @@ def key_of(
             status.st_mtime_ns if dated else 0,
         )
     )
-    for name in sorted(os.listxattr(path, follow_symlinks=False)):
+    follow = isinstance(path, int)
+    for name in sorted(os.listxattr(path, follow_symlinks=follow)):
         if name.startswith(ignore):
             continue
-        value = os.getxattr(path, name, follow_symlinks=False)
+        value = os.getxattr(path, name, follow_symlinks=follow)
         total.update(f"{len(name)} {name} {len(value)} ".encode("utf-8", "surrogateescape"))
         total.update(value)
-    if status.st_size > _MAP_FROM_BYTES:
+    if isinstance(path, int):
+        offset = 0
+        while piece := os.pread(path, _PIECE_BYTES, offset):
+            total.update(piece)
+            offset += len(piece)
+    elif status.st_size > _MAP_FROM_BYTES:
         total.update_mmap(path)
     else:
         with open(path, "rb") as file:
@@ -207,19 +215,22 @@ class Store:
         entry = self.entry(key_of(path, status))
         return entry if entry.exists() else None
 
-    def sweep(self, keep: frozenset[str] = frozenset(), *, test: bool = False) -> tuple[int, int]:
+    def sweep(
+        self, keep: Callable[[], frozenset[str]] = frozenset, *, test: bool = False
+    ) -> tuple[int, int]:
         """Remove entries nothing refers to; return how many, and their bytes.
 
-        ``keep`` are entries that magic links name, relative to the template area. ``test`` only
-        counts.
+        ``keep`` returns the entries that magic links name, relative to the template area: asked
+        while nobody makes any. ``test`` only counts.
         """
         removed = freed = 0
         with lock.area(self.area, "store"):
+            named = keep()
             for shelf in self.path.glob("??"):
                 with os.scandir(shelf) as entries:
                     lonely = [e for e in entries if e.stat(follow_symlinks=False).st_nlink == 1]
                 for entry in lonely:
-                    if f"{self.path.name}/{shelf.name}/{entry.name}" in keep:
+                    if f"{self.path.name}/{shelf.name}/{entry.name}" in named:
                         continue
                     freed += entry.stat(follow_symlinks=False).st_size
                     removed += 1

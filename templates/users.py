@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtime import files, registry
 from runtime.paths import Paths
+from templates.trees import magic_links
 
 _ROOTS = ".roots"
 #: Mark in ``templates/`` of a private area: its tree holds magic links.
@@ -140,14 +141,3 @@ def linked_packages(paths: Paths) -> frozenset[str]:
         for parts in (target.split("/") for target in linked(paths))
         if parts[4:]
     )
-
-
-def magic_links(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield (path, target relative to the template area) of every magic link below ``root``."""
-    for place, _directories, names in os.walk(root):
-        for name in names:
-            path = os.path.join(place, name)
-            if os.path.islink(path):
-                target = os.readlink(path)
-                if target.startswith("////"):
-                    yield path, target.lstrip("/")

@@ -96,7 +96,7 @@ VERBS: tuple[Verb, ...] = (
         TEMPLATES,)),
     Verb("link", "replace private files equal to a template's by magic links",
          f"{_LINKS}:link", (
-             option("idents", help="containers that are not mounted", metavar="CT", nargs="+"),
+             option("idents", help="containers, running or not", metavar="CT", nargs="+"),
              option("-s", "--slow", help="unpack what was fetched for its packages first",
                     action="store_true"), TEST)),
     Verb("fetch", "fetch what updates of templates need, install nothing",

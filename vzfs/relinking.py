@@ -50,8 +50,6 @@ RECENT_NS = 100_000_000
 _SETTLING_S = 2.0
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_NONBLOCK | os.O_CLOEXEC
-#: Inode flags a link cannot carry: s, u, S, i, a, d, A of chattr(1).
-_PERSONAL_FLAGS = 0xFB
 
 
 class Seen(NamedTuple):
@@ -143,7 +141,7 @@ class Relinking(Recovering, Accounted):
             or up is None
             or node.up is not up
             or node.upname != name
-            or self.flags(node) & _PERSONAL_FLAGS
+            or self.flags(node) & syscalls.FS_PERSONAL_FLAGS
         ):
             raise failure(errno.EINVAL)
         st = os.stat(name, dir_fd=up.open(), follow_symlinks=False)

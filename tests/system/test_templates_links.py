@@ -150,9 +150,98 @@ def test_files_that_differ_in_owner_or_content_stay_apart(pair: System) -> None:
     assert "Total: 0 files" in pair.ok("vzcache", "-a")
 
 
-def test_a_mounted_container_is_refused(pair: System) -> None:
-    pair.ok("vzctl", "start", 101)
-    pair.fails(41, "vzcache", 101, 102)
-    pair.fails(19, "vzpkg", "link", 101)
-    pair.ok("vzctl", "stop", 101, "--fast")
+@pytest.fixture
+def running(pair: System) -> Iterator[System]:
+    """Both containers run and have the same data, some of them in use."""
+    data = os.urandom(300_000)
+    for ctid in (101, 102):
+        pair.ok("vzctl", "start", ctid)
+        pair.ok(
+            "vzctl", "exec", ctid,
+            "mkdir /opt; cd /opt; cat >free; cp free read; cp free written; chown 33:33 free",
+            stdin=data,
+        )  # fmt: skip
+    pair.ok(
+        "vzctl",
+        "exec",
+        101,
+        "cd /opt; (exec 3<read 4>>written; exec sleep 1000) </dev/null >/dev/null 2>&1 &",
+    )
+    yield pair
+    for ctid in (101, 102):
+        pair.ok("vzctl", "stop", ctid, "--fast")
+
+
+def inside(system: System, ctid: int, script: str) -> str:
+    return system.ok("vzctl", "exec", ctid, f"cd /opt; {script}")
+
+
+def blocks(system: System, ctid: int) -> tuple[int, int]:
+    """Return (what the quota says is used, what is), in KiB."""
+    words = system.ok("vzquota", "stat", ctid).split()
+    used = int(words[words.index("1k-blocks") + 1].rstrip("*"))
+    return used, used_kib(own(system, ctid))
+
+
+def test_files_of_running_containers_are_shared_but_for_those_being_written(
+    running: System,
+) -> None:
+    look = "sha256sum *; ls -lni"
+    before = [inside(running, ctid, look) for ctid in (101, 102)]
+    assert "Total: 5 files would be linked" in running.ok("vzcache", "-n", "-a")
+    said = running.ok("vzcache", "-v", "-a")
+    assert "CT 101: 2 files linked" in said and "/opt/written: open for writing" in said
+    for ctid, name in ((101, "free"), (101, "read"), (102, "free"), (102, "read")):
+        assert is_magic(own(running, ctid) / "opt" / name)
+    assert not is_magic(own(running, 101) / "opt/written")
+    assert [inside(running, ctid, look) for ctid in (101, 102)] == before
+    for ctid in (101, 102):
+        used, real = blocks(running, ctid)
+        assert used == real
+
+
+def test_who_reads_a_file_that_became_a_link_sees_what_is_written_later(running: System) -> None:
+    running.ok("vzcache", "-a")
+    reader = "$(pidof sleep | tr ' ' '\\n' | sort -n | tail -1)"
+    inside(running, 101, "echo more >>read; echo other >>free")
+    there = inside(running, 101, f"tail -c 5 /proc/{reader}/fd/3; tail -c 5 read; tail -c 6 free")
+    assert there == "more\nmore\nother\n"
+    assert "more" not in inside(running, 102, "tail -c 5 read; tail -c 6 free")
+    used, real = blocks(running, 101)
+    assert used == real
+
+
+def test_a_running_container_is_detached(running: System) -> None:
+    before = inside(running, 101, "sha256sum *; ls -lni")
+    running.ok("vzcache", 101, 102)
+    inside(running, 101, "chmod 600 free")
+    assert "2 files would be copied back" in running.ok("vzcache", "-n", "-r", 101)
+    running.ok("vzcache", "-r", 101)
+    for name in ("free", "read"):
+        file = own(running, 101) / "opt" / name
+        assert not is_magic(file) and file.stat().st_blocks * 512 >= 300_000
+    inside(running, 101, "chmod 644 free")
+    assert inside(running, 101, "sha256sum *; ls -lni") == before
+    used, real = blocks(running, 101)
+    assert used == real
+
+
+def test_a_file_whose_attributes_were_changed_keeps_what_it_links_to(pair: System) -> None:
+    """A copy of metadata over a shared file needs that file like a link does."""
+    data = os.urandom(100_000)
+    for ctid in (101, 102):
+        put(pair, ctid, data)
+    pair.ok("vzcache", 101, 102)
+    for ctid in (101, 102):
+        pair.ok("vzctl", "start", ctid)
+        pair.ok("vzctl", "exec", ctid, "chmod 600 /opt/data")
+        pair.ok("vzctl", "stop", ctid, "--fast")
+    pair.ok("vzpkg", "clean")
+    before = sums(pair, 101)
+    pair.ok("vzcache", "-r", 101)
+    assert (own(pair, 101) / "opt/data").read_bytes() == data
+    assert sums(pair, 101) == before
+
+
+def test_containers_are_to_be_named(pair: System) -> None:
     pair.fails(1, "vzcache")
