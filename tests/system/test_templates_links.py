@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import System
+
+from vzfs.options import SESSION
 
 pytestmark = pytest.mark.root
 
@@ -224,6 +227,34 @@ def test_a_running_container_is_detached(running: System) -> None:
     assert inside(running, 101, "sha256sum *; ls -lni") == before
     used, real = blocks(running, 101)
     assert used == real
+
+
+def test_commands_and_file_servers_may_be_killed_under_load(running: System) -> None:
+    load = (
+        "n=0; while [ ! -e end ]; do n=$((n+1)); cp free w$((n%5)).new; mv w$((n%5)).new w$((n%5));"
+        " sleep 0.2; printf '\\n%s\\n' $n >>w$((n%5)); tail -n 1 w$((n%5)) | grep -qx $n || echo $n >>lost; done"
+    )
+    for ctid in (101, 102):
+        inside(running, ctid, f"({load}) </dev/null >/dev/null 2>&1 &")
+    before = inside(running, 101, "sha256sum free read written")
+    for delay_s in (0.4, 0.5, 0.7):
+        process = running.popen("vzcache", "-a", stdout=subprocess.DEVNULL)
+        time.sleep(delay_s)
+        session = (running.paths.private(101) / "cow" / SESSION).read_text()
+        os.kill(int(session.partition("pid=")[2].split()[0]), signal.SIGKILL)
+        time.sleep(0.2)
+        process.kill()
+        process.communicate()
+    running.ok("vzcache", "-a")
+    assert is_magic(own(running, 101) / "opt/free")
+    for ctid in (101, 102):
+        inside(running, ctid, "touch end")
+        assert inside(running, ctid, "sleep 1; cat lost 2>/dev/null || true") == ""
+        running.ok("vzctl", "stop", ctid, "--fast")
+        private = running.paths.private(ctid)
+        running.ok("vzfsutil", "-t", running.paths.template, private, "--call")
+        running.ok("vzctl", "start", ctid)
+    assert inside(running, 101, "sha256sum free read written") == before
 
 
 def test_a_file_whose_attributes_were_changed_keeps_what_it_links_to(pair: System) -> None:
