@@ -154,10 +154,14 @@ def test_files_that_differ_in_owner_or_content_stay_apart(pair: System) -> None:
 
 
 @pytest.fixture
-def running(pair: System) -> Iterator[System]:
-    """Both containers run and have the same data, some of them in use."""
+def running(pair: System, request: pytest.FixtureRequest) -> Iterator[System]:
+    """Both containers run and have the same data, some of them in use; the parameter is of their
+    configuration.
+    """
     data = os.urandom(300_000)
     for ctid in (101, 102):
+        with pair.paths.ct_conf(ctid).open("a") as file:
+            file.write(getattr(request, "param", ""))
         pair.ok("vzctl", "start", ctid)
         pair.ok(
             "vzctl", "exec", ctid,
@@ -186,6 +190,9 @@ def blocks(system: System, ctid: int) -> tuple[int, int]:
     return used, used_kib(own(system, ctid))
 
 
+@pytest.mark.parametrize(
+    "running", ["", 'VZFS_IDS="server"\nVZFS_TRANSPORT="pyfuse3"\n'], indirect=True
+)
 def test_files_of_running_containers_are_shared_but_for_those_being_written(
     running: System,
 ) -> None:
