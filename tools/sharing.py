@@ -12,19 +12,21 @@ import dataclasses
 import json
 import os
 import stat
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime import registry
 from runtime.cgroups import Cgroup
+from runtime.errors import VzError
 from runtime.units import human
 from tools._command import JSON, Context, Verb, option
 from tools._entries import Entry, entries
 from tools._listing import Field, print_table
 
-#: Target of a magic link: four slashes, then a path below the template area (vzfs.magic).
-_MAGIC = "////"
+if TYPE_CHECKING:
+    from vzfs.check import Area
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,52 +52,69 @@ class Sharing:
 
 def of(entry: Entry) -> Sharing:
     """Return what the container of a list entry shares; walks its private area and its layers."""
-    upper = entry.private / "root"
-    private_files = magic = private_bytes = 0
-    for place, _dirs, names in os.walk(upper):
-        for name in names:
-            facts = os.lstat(os.path.join(place, name))
-            if stat.S_ISCHR(facts.st_mode) and facts.st_rdev == 0:
-                continue  # a whiteout
-            if stat.S_ISLNK(facts.st_mode) and os.readlink(os.path.join(place, name)).startswith(
-                _MAGIC
-            ):
-                magic += 1
-                continue
-            private_files += 1
-            private_bytes += facts.st_blocks * 512
-    shared, saved = _shared(_layers(entry), upper)
+    from tools.vzfsutil import open_area
+
+    template = entry.context.paths.area(entry.config["TEMPLATE"])
+    try:
+        area = open_area(entry.private, template, modify=False)
+    except VzError as error:
+        print(f"container {entry.record.label}: {error}", file=sys.stderr)
+        disk = Sharing(entry.record.label)
+    else:
+        try:
+            disk = on_disk(entry.record.label, area)
+        finally:
+            area.close()
     rss, pss = _memory(entry)
-    return Sharing(entry.record.label, shared, private_files, magic, saved, private_bytes, rss, pss)
+    return dataclasses.replace(disk, rss_bytes=rss, pss_bytes=pss)
 
 
-def _layers(entry: Entry) -> list[Path]:
-    area = entry.context.paths.area(entry.config["TEMPLATE"])
-    with suppress(OSError):
-        text = (entry.private / "templates" / "layers").read_text(encoding="utf-8")
-        return [area / line for line in text.splitlines() if line]
-    return []
+def on_disk(name: str, area: Area) -> Sharing:
+    """Return what the files seen through an area share, as the file system itself finds them."""
+    from vzfs.inodes import Directory, File
 
+    core = area.core
+    shared = private = magic = private_bytes = saved = 0
+    counted: set[tuple[int, int]] = set()
 
-def _shared(layers: list[Path], upper: Path) -> tuple[int, int]:
-    """Return how many template files are seen unchanged, and the bytes they occupy."""
-    count = size = 0
-    seen: set[tuple[int, int]] = set()
-    for layer in layers:
-        for place, _dirs, names in os.walk(layer):
-            own = upper / os.path.relpath(place, layer)
-            changed = set(os.listdir(own)) if own.is_dir() else set()
-            for name in names:
-                if name in changed:
-                    continue
-                facts = os.lstat(os.path.join(place, name))
-                if not stat.S_ISREG(facts.st_mode):
-                    continue
-                count += 1
-                if (facts.st_dev, facts.st_ino) not in seen:
-                    seen.add((facts.st_dev, facts.st_ino))
-                    size += facts.st_blocks * 512
-    return count, size
+    def once(facts: os.stat_result) -> int:
+        """Return the bytes of a file's blocks, of each file once."""
+        known = (facts.st_dev, facts.st_ino)
+        if known in counted:
+            return 0
+        counted.add(known)
+        return facts.st_blocks * 512
+
+    pending = [core.root]
+    while pending:
+        here = pending.pop()
+        try:
+            words = core.names(here)
+        except OSError:
+            continue  # gone meanwhile
+        for word in words:
+            try:
+                node, facts = core.lookup(here, word)
+            except OSError:
+                continue  # gone meanwhile, or its shared part is
+            if isinstance(node, Directory):
+                pending.append(node)
+                continue
+            assert isinstance(node, File)
+            if node.magic:
+                magic += 1
+                saved += once(facts)
+            elif node.has_copy:
+                private += 1
+                private_bytes += once(facts)
+                if node.meta:
+                    saved += once(core.stat_lower(node))
+            elif stat.S_ISREG(facts.st_mode):
+                shared += 1
+                saved += once(facts)
+            core.discard(node)
+        core.trim()
+    return Sharing(name, shared, private, magic, saved, private_bytes)
 
 
 def _memory(entry: Entry) -> tuple[int, int]:

@@ -14,7 +14,6 @@ import fcntl
 import os
 import stat
 import time
-from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,14 +109,21 @@ class Descriptors:
 
     def __init__(self, limit: int = 1024) -> None:
         self.limit = limit
-        self._open: deque[Place] = deque()
+        #: Oldest first.
+        self._open: dict[Place, None] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, place: Place) -> None:
         """Note that ``place`` was opened."""
-        self._open.append(place)
+        self._open[place] = None
+
+    def pin(self, place: Place) -> None:
+        """Keep a directory open as long as somebody knows it, and no longer: it is removed."""
+        place.open()
+        place.pinned = True
+        self._open.pop(place, None)
 
     @property
     def crowded(self) -> bool:
@@ -127,13 +133,9 @@ class Descriptors:
     def trim(self) -> None:
         """Close the oldest quarter of the directories held open."""
         goal = self.limit * 3 // 4
-        for _ in range(len(self._open)):
-            if len(self._open) <= goal:
-                break
-            place = self._open.popleft()
-            # A pinned one is closed when the last who knows it forgets it.
-            if not place.pinned:
-                place.close()
+        for place in list(self._open)[: len(self._open) - goal]:
+            del self._open[place]
+            place.close()
 
 
 class Place:
@@ -321,6 +323,11 @@ class Stack:
                     raise Busy(errno.EBUSY, text, str(self.upper.path)) from None
             time.sleep(0.01)
         self._lock = fd
+
+    @property
+    def locked(self) -> bool:
+        """Whether the private area is ours alone: nobody else is in the middle of a change."""
+        return self._lock >= 0
 
     def close(self) -> None:
         """Close the areas; the layers' descriptors go with their places."""

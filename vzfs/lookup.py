@@ -189,7 +189,8 @@ class Lookup(Overlay):
                 slot, ino = origin
         nid = self.table.identify_file(slot, ino)
         node = self.table.nodes.get(nid)
-        if layers.COPYING in marks and nid not in self.jobs:
+        # Of somebody who looks on, it is none of his business: the server may be copying.
+        if layers.COPYING in marks and nid not in self.jobs and self.stack.locked:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 layers.heal_copy(fd)

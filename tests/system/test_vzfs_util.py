@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from posixcases import beds
 
+from tools import sharing
+from tools.vzfsutil import open_area
+from vzfs import layers
+
 pytestmark = pytest.mark.root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -140,3 +144,40 @@ def test_bad_usage_is_one_line(area: PrivateArea) -> None:
     result = area.util()
     assert result.returncode == 1
     assert "no action" in result.stderr
+
+
+def test_looking_on_disturbs_no_copy_in_progress(area: PrivateArea) -> None:
+    """The file server of a mounted area may be copying data while its area is checked."""
+    with area.bed.mounted():
+        os.chmod(area.bed.merged / "bin/other", 0o600)
+        # An indexed copy has all names looked up.
+        (area.bed.merged / "bin/alias").write_text("own")
+    copy = area.private / "root/bin/other"
+    os.setxattr(copy, layers.COPYING, layers.copying_mark(0, None))
+    copy.write_bytes(b"oth")
+    area.util("--call", "--stat")
+    assert copy.read_bytes() == b"oth"
+    assert layers.COPYING in os.listxattr(copy)
+
+
+def test_what_is_shared_is_what_the_file_system_shows(area: PrivateArea) -> None:
+    root = area.private / "root"
+    (area.template / "vc").mkdir()
+    (area.template / "vc/data").write_bytes(b"x" * 40960)
+    (root / "data").symlink_to("////vc/data")
+    # Names the container leads elsewhere are not followed.
+    (root / "away").symlink_to("/usr")
+    with area.bed.mounted():
+        os.chmod(area.bed.merged / "bin/other", 0o600)
+        (area.bed.merged / "own").write_bytes(b"y" * 8192)
+    opened = open_area(area.private, area.template, modify=False)
+    try:
+        found = sharing.on_disk("101", opened)
+    finally:
+        opened.close()
+    # tool and alias are one file, "other" has attributes of its own.
+    assert (found.shared_files, found.magic_links, found.private_files) == (2, 1, 3)
+    tool, other = (os.stat(area.tree / "bin" / name).st_blocks * 512 for name in ("tool", "other"))
+    assert found.saved_bytes == tool + other + 40960
+    own = sum(os.lstat(root / name).st_blocks * 512 for name in ("own", "bin/other", "away"))
+    assert found.private_bytes == own

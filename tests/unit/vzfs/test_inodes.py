@@ -69,3 +69,15 @@ def test_a_split_never_gets_an_id_in_use(table: NodeTable) -> None:
     table.add(other)
     twin = table.split(file, 0, 99)
     assert twin.nid not in (0, file.nid, other.nid)
+
+
+def test_what_a_replaced_file_was_known_by_is_free_again(table: NodeTable) -> None:
+    file = _file(table, 10)
+    file.lookups = 1
+    table.rename(file, 0, 20)
+    assert table.identify_file(0, 20) == file.nid
+    table.rename(file, 0, 30)
+    assert table.identify_file(0, 30) == file.nid
+    assert table.identify_file(0, 20) != file.nid, "another file may have that inode now"
+    table.forget(file.nid, 1)
+    assert table.moved == {}
