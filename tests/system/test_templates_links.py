@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -208,6 +209,13 @@ def test_files_of_running_containers_are_shared_but_for_those_being_written(
     for ctid in (101, 102):
         used, real = blocks(running, ctid)
         assert used == real
+    report = json.loads(running.ok("pctl", "sharing", "-j"))
+    rows = {row["name"]: row for row in report["containers"]}
+    assert [row["magic_links"] for row in rows.values()] == [2, 3]
+    assert all(row["rss_bytes"] > row["pss_bytes"] > 0 for row in rows.values())
+    assert all(row["saved_bytes"] > 300_000 for row in rows.values())
+    assert report["total"]["magic_links"] == 5
+    assert "total" in running.ok("pctl", "sharing")
 
 
 def test_who_reads_a_file_that_became_a_link_sees_what_is_written_later(running: System) -> None:
