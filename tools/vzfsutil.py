@@ -105,7 +105,12 @@ def _link(area: Area, private: Path, names: Sequence[str], say: Callable[[str], 
     failed = 0
     freed = 0
     for name in names:
-        path = private / "root" / name.lstrip("/")
+        path = (private / "root").resolve() / name.lstrip("/")
+        if ".." in path.parts or path.parent.resolve() != path.parent:
+            # Through a link of the container's this is another file, perhaps the server's own.
+            print(f"{name}: not a plain path below the container's root", file=sys.stderr)
+            failed += 1
+            continue
         found = layers.resolve_file(area.core.roots, b"/" + os.fsencode(name.lstrip("/")))
         if found is None:
             print(f"{name}: no layer has this file", file=sys.stderr)
@@ -122,9 +127,24 @@ def _link(area: Area, private: Path, names: Sequence[str], say: Callable[[str], 
     return failed
 
 
+def _before_change(context: Context, private: Path, *, links: bool) -> None:
+    """Have the container's quota counted anew at its next mount, and its links kept in mind."""
+    from runtime import files, privatearea, registry
+    from templates.users import LINKS
+    from tools import environments
+    from tools.vzcache import settle
+
+    mark = private / "templates" / LINKS
+    if links and mark.parent.is_dir() and not mark.exists():
+        files.replace(mark, b"this container has magic links\n", mode=0o600)
+    for record, _file in registry.records(context.paths):
+        ct = environments.container(context, record)
+        if privatearea.location(context.paths, ct.config) == private.resolve():
+            settle(context, [ct])
+
+
 def run(context: Context, args: argparse.Namespace) -> int:
     """Do every action asked for, in the order check, change, report."""
-    del context
     private, template = Path(args.private), Path(args.template)
     actions = [name for name in ("call", "clink", "cvzlinks", "mcow", "mkmagic", "unlink", "stat")
                if getattr(args, name)]  # fmt: skip
@@ -143,6 +163,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
     wrong = 0
     try:
+        if args.mkmagic or args.unlink:
+            # Before anything changes: killed half-way, it holds all the same.
+            _before_change(context, private, links=bool(args.mkmagic))
         if args.call:
             wrong += _report(args, area.check())
         if args.clink and not args.call:

@@ -12,6 +12,7 @@ import filecmp
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -303,7 +304,8 @@ class Area:
         """Replace a private file by a magic link to an equal template file.
 
         Both are paths of the host. Returns the bytes given back on disk. Raises OSError (EINVAL
-        when they differ in anything a user can see, EMLINK when the file has other names).
+        when they differ in anything a user can see, EMLINK when the file has other names, EPERM when
+        chattr(1) protects it).
         """
         assert self.options.template_area is not None
         st, model = os.lstat(path), os.lstat(template)
@@ -314,10 +316,25 @@ class Area:
         if not same_file(path, template):
             raise OSError(errno.EINVAL, "it differs from the template file", str(path))
         relative = template.relative_to(self.options.template_area)
-        spare = path.with_name(f".{path.name[:200]}.vzfs-link")
-        os.symlink(PREFIX + os.fsencode(relative), os.fsencode(spare))
-        os.rename(spare, path)
+        work, spare = self.stack.temporary, self._spare()
+        directory = os.stat(path.parent)
+        os.symlink(PREFIX + os.fsencode(relative), spare, dir_fd=work)
+        try:
+            # Its owner is who the link is charged to.
+            os.chown(spare, st.st_uid, st.st_gid, dir_fd=work, follow_symlinks=False)
+            os.rename(spare, os.fsencode(path), src_dir_fd=work)
+        except OSError:
+            os.unlink(spare, dir_fd=work)
+            raise
+        os.utime(path.parent, ns=(directory.st_atime_ns, directory.st_mtime_ns))
         return st.st_blocks * 512
+
+    def _spare(self) -> bytes:
+        """Return a free name in the work area; one that was left there by a dead tool is cleared."""
+        name = self.core.temporary_name()
+        with suppress(FileNotFoundError):
+            layers.remove_tree(self.stack.temporary, name)
+        return name
 
     def detach(self) -> int:
         """Replace every magic link and every copy of metadata by a whole file; returns how many.
@@ -340,7 +357,7 @@ class Area:
 
     def _materialise(self, entry: Entry, found: layers.Found) -> None:
         """Put a copy of the target in the place of a magic link."""
-        work, name = self.stack.temporary, self.core.temporary_name()
+        work, name = self.stack.temporary, self._spare()
         source = os.open(found.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=found.place.open())
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

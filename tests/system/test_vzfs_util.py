@@ -130,6 +130,34 @@ def test_equal_files_become_links_and_whole_files_again(area: PrivateArea) -> No
     assert not other.is_symlink() and other.read_text() == "other\n"
 
 
+def test_a_link_leaves_no_other_name_and_keeps_owner_and_times(area: PrivateArea) -> None:
+    root, work = area.private / "root", area.private / "cow/work"
+    work.mkdir()
+    (work / "#1").write_text("of a tool that was killed")
+    os.chown(area.tree / "bin/other", 33, 33)
+    (root / "bin").mkdir()
+    subprocess.run(["cp", "-p", area.tree / "bin/other", root / "bin/other"], check=True)
+    os.utime(root / "bin", (1, 2))
+    assert area.util("--mkmagic", "bin/other").returncode == 0
+    assert [path.name for path in (root / "bin").iterdir()] == ["other"]
+    facts = os.lstat(root / "bin/other")
+    assert (facts.st_uid, facts.st_gid) == (33, 33) and (root / "bin/other").is_symlink()
+    assert os.stat(root / "bin").st_mtime == 2
+    assert (area.private / "templates/links").exists()
+    assert list(work.iterdir()) == []
+
+
+def test_only_plain_names_of_the_container_become_links(area: PrivateArea) -> None:
+    """A name that leads elsewhere would have a file of the server replaced."""
+    outside = area.private.parent / "other"
+    subprocess.run(["cp", "-p", area.tree / "bin/other", outside], check=True)
+    (area.private / "root/bin").symlink_to(outside.parent)
+    for name in ("bin/other", "../../other"):
+        result = area.util("--mkmagic", name)
+        assert result.returncode == 2 and "not a plain path" in result.stderr
+        assert not outside.is_symlink()
+
+
 def test_a_different_file_does_not_become_a_link(area: PrivateArea) -> None:
     copy = area.private / "root" / "bin"
     copy.mkdir()
