@@ -21,8 +21,7 @@ class Removing(Naming):
         """Hold an object whose name goes away, for those who still use it."""
         if isinstance(node, Directory):
             if node.up is not None:
-                node.up.open()
-                node.up.pinned = True
+                self.stack.descriptors.pin(node.up)
             return
         assert isinstance(node, File)
         if node.magic and node.anchor < 0 and node.up is not None:

@@ -16,10 +16,8 @@ import errno
 import os
 import socket
 import stat
-import sys
-import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 import trio
@@ -28,9 +26,8 @@ from vzfs import protocol, resend
 from vzfs.attributes import Change, is_host_root, keeps_setid
 from vzfs.inodes import Directory, File, Node
 from vzfs.listing import DOT, DOTDOT
-from vzfs.naming import Caller
-from vzfs.overlay import Job, Later
 from vzfs.portableinit import answer_init, own_init
+from vzfs.portablereplies import Replies
 
 if TYPE_CHECKING:
     from vzfs.operations import Operations
@@ -76,11 +73,7 @@ def leaves(group: BaseExceptionGroup[OSError]) -> list[OSError]:
     return found
 
 
-def _fail(error: OSError) -> NoReturn:
-    raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
-
-
-class Handlers(pyfuse3.Operations):
+class Handlers(Replies):
     """pyfuse3's view of the file system. A handle is the node id, so it outlives a server."""
 
     supports_dot_lookup = False
@@ -89,11 +82,9 @@ class Handlers(pyfuse3.Operations):
 
     def __init__(self, core: Operations, device: int, placeholder: int) -> None:
         """Serve ``core``; ``placeholder`` is the descriptor ``device`` shall take over."""
-        super().__init__()
-        self.core = core
+        super().__init__(core)
         self._device = device
         self._placeholder = placeholder
-        self._waiting: dict[Job, trio.Event] = {}
 
     def init(self) -> None:
         """Put the real descriptor in place: called while libfuse handles our INIT.
@@ -114,74 +105,6 @@ class Handlers(pyfuse3.Operations):
             await trio.sleep(1)
             if self.core.written:
                 self.core.tick()
-
-    async def _do(self, function: Callable[..., _Result], *arguments: Any, **named: Any) -> _Result:
-        """Run an operation, again after the job it has to wait for."""
-        while True:
-            try:
-                result = function(*arguments, **named)
-                self.core.trim()
-                return result
-            except OSError as error:
-                _fail(error)
-            except Later as later:
-                try:
-                    await self._wait(later.job)
-                except OSError as error:
-                    _fail(error)
-            except pyfuse3.FUSEError:
-                raise
-            except Exception:
-                # Like the kernel transport: one request fails, and the log says why.
-                traceback.print_exc(file=sys.stderr)
-                raise pyfuse3.FUSEError(errno.EIO) from None
-
-    async def _wait(self, job: Job) -> None:
-        event = self._waiting.get(job)
-        if event is None:
-            event = self._waiting[job] = trio.Event()
-            await trio.to_thread.run_sync(job.run)
-            try:
-                job.finish()
-            except OSError as error:
-                job.error = job.error or error
-            del self._waiting[job]
-            event.set()
-        else:
-            await event.wait()
-        if job.error is not None:
-            raise job.error
-
-    def _entry(self, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
-        shown = self.core.attributes(node, st)
-        entry = pyfuse3.EntryAttributes()
-        # pyfuse3 knows one number for both: st_ino is the node id.
-        entry.st_ino = node.nid
-        entry.generation = 0
-        entry.entry_timeout = entry.attr_timeout = self.core.options.timeout_s
-        entry.st_size, entry.st_blocks = shown[1], shown[2]
-        entry.st_atime_ns = shown[3] * 10**9 + shown[6]
-        entry.st_mtime_ns = shown[4] * 10**9 + shown[7]
-        entry.st_ctime_ns = shown[5] * 10**9 + shown[8]
-        entry.st_mode, entry.st_nlink = shown[9], shown[10]
-        entry.st_uid, entry.st_gid, entry.st_rdev = shown[11], shown[12], shown[13]
-        entry.st_blksize = shown[14]
-        return entry
-
-    def _given(self, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
-        """Return an entry the kernel takes a reference to."""
-        entry = self._entry(node, st)
-        if isinstance(node, File) and node.magic and stat.S_ISLNK(st.st_mode):
-            entry.entry_timeout = entry.attr_timeout = 0  # the next lookup shows the file
-        node.lookups += 1
-        return entry
-
-    def _caller(self, ctx: pyfuse3.RequestContext, *, shifted: bool = True) -> Caller:
-        uid, gid = ctx.uid & 0xFFFFFFFF, ctx.gid & 0xFFFFFFFF
-        shift = self.core.shift
-        if shift is not None and shifted:
-            uid, gid = shift.inward(uid), shift.inward(gid)
-        return Caller(uid, gid, ctx.umask, ctx.pid)
 
     # names
 
@@ -208,31 +131,23 @@ class Handlers(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any
     ) -> pyfuse3.EntryAttributes:
         """Create a special file."""
-        core = self.core
-        return await self._do(
-            lambda: self._given(
-                *core.mknod(core.directory(parent), name, mode, rdev, self._caller(ctx))
-            )
+        caller = self._caller(ctx)
+        return await self._make(
+            parent, name, lambda at: self.core.mknod(at, name, mode, rdev, caller)
         )
 
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Create a directory."""
-        core = self.core
-        return await self._do(
-            lambda: self._given(
-                *core.mkdir(core.directory(parent), name, stat.S_IMODE(mode), self._caller(ctx))
-            )
-        )
+        caller, bits = self._caller(ctx), stat.S_IMODE(mode)
+        return await self._make(parent, name, lambda at: self.core.mkdir(at, name, bits, caller))
 
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: Any
     ) -> pyfuse3.EntryAttributes:
         """Create a symbolic link."""
-        core = self.core
-        return await self._do(
-            lambda: self._given(
-                *core.symlink(core.directory(parent), name, target, self._caller(ctx))
-            )
+        caller = self._caller(ctx)
+        return await self._make(
+            parent, name, lambda at: self.core.symlink(at, name, target, caller)
         )
 
     async def link(
@@ -240,27 +155,39 @@ class Handlers(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Give a file another name."""
         core = self.core
-        return await self._do(
-            lambda: self._given(*core.link(core.node(inode), core.directory(new_parent), new_name))
+        return await self._make(
+            new_parent, new_name, lambda at: core.link(core.node(inode), at, new_name)
         )
 
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
         """Remove a name."""
-        await self._do(lambda: self.core.unlink(self.core.directory(parent), name))
+        core = self.core
+        await self._do_once(
+            lambda: core.unlink(core.directory(parent), name), errno.ENOENT, lambda: None
+        )
 
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
         """Remove a directory."""
-        await self._do(lambda: self.core.rmdir(self.core.directory(parent), name))
+        core = self.core
+        await self._do_once(
+            lambda: core.rmdir(core.directory(parent), name), errno.ENOENT, lambda: None
+        )
 
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any
     ) -> None:
         """Move a name."""
         core = self.core
-        await self._do(
+
+        def there() -> None:
+            core.lookup(core.directory(new_parent), new_name)
+
+        await self._do_once(
             lambda: core.rename(
                 core.directory(parent), name, core.directory(new_parent), new_name, flags
-            )
+            ),
+            errno.ENOENT,
+            there,
         )
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
@@ -392,14 +319,19 @@ class Handlers(pyfuse3.Operations):
         """Create and open a file."""
         core = self.core
 
+        caller = self._caller(ctx)
+
         def make() -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-            node, st, fd = core.create(
-                core.directory(parent), name, stat.S_IMODE(mode), self._caller(ctx)
-            )
+            node, st, fd = core.create(core.directory(parent), name, stat.S_IMODE(mode), caller)
             os.close(fd)
             return self._opened(node, flags), self._given(node, st)
 
-        return await self._do(make)
+        def again() -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+            found, st = core.lookup(core.directory(parent), name)
+            node = core.prepare_open(found, flags, caller)
+            return self._opened(node, flags), self._given(node, st)
+
+        return await self._do_once(make, errno.EEXIST, again)
 
     def _node(self, fh: int) -> Node:
         return self.core.node(fh & ~_WRITES)

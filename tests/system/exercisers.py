@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from posixcases.moves import Move, Player
 
 from tests.system.quotabed import QuotaBed
 from vzfs import syscalls
+from vzfs.layers import is_whiteout
 
 #: What a file system that lost its way answers; no user may ever see it.
 LOST = frozenset({"EIO", "ESTALE", "EUCLEAN", "EFAULT", "ENOTCONN", "EREMOTEIO"})
@@ -26,7 +28,7 @@ class Watch:
         """Note how the server is now, with nothing in use."""
         self.bed = bed
         os.statvfs(bed.mount_point)
-        self.descriptors = self._descriptors()
+        self.descriptors = len(self._descriptors())
         self.idle = self.uss()
         #: After the first look, when whatever grows once has grown.
         self.first = 0
@@ -38,8 +40,15 @@ class Watch:
         own = [line.split()[1] for line in lines if line.startswith(("Private_", "Swap:"))]
         return sum(map(int, own)) << 10
 
-    def _descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.bed.pid}/fd"))
+    def _descriptors(self) -> list[str]:
+        """Return what the server holds open, but for directories: of those it keeps a number."""
+        folder = f"/proc/{self.bed.pid}/fd"
+        held = []
+        for name in os.listdir(folder):
+            status = os.stat(f"{folder}/{name}")
+            if not stat.S_ISDIR(status.st_mode) or not status.st_nlink:
+                held.append(os.readlink(f"{folder}/{name}"))
+        return sorted(held)
 
     def look(self, allowed: int) -> None:
         """The quota equals a count, of each owner too.
@@ -58,40 +67,37 @@ class Watch:
     def all_gone(self, remove: Callable[[], None]) -> None:
         """After ``remove`` nothing of the area is kept: no inode, no descriptor, no charge.
 
-        The kernel keeps an inode as long as a backing id registered for it is not closed.
+        The kernel keeps an inode as long as a backing id registered for it is not closed. (All
+        whiteouts are one inode, which the work area keeps.)
         """
         area = os.open(self.bed.upper, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            kept = [
-                syscalls.name_to_handle(area, os.fsencode(path.relative_to(self.bed.upper)))
+            kept = {
+                str(path): syscalls.name_to_handle(
+                    area, os.fsencode(path.relative_to(self.bed.upper))
+                )
                 for path in self.bed.upper.rglob("*")
-                if not path.is_symlink()
-            ]
+                if not path.is_symlink() and not is_whiteout(path.lstat())
+            }
             remove()
             deadline = time.monotonic() + 10
             while kept and time.monotonic() < deadline:
-                kept = [handle for handle in kept if _exists(area, handle)]
-            assert not kept, f"{len(kept)} removed objects are kept alive"
+                kept = {path: one for path, one in kept.items() if _exists(area, one)}
+            assert not kept, f"removed objects are kept alive: {sorted(kept)}"
         finally:
             os.close(area)
         # The kernel tells of forgotten names after their removal.
-        while (now := self._descriptors()) > self.descriptors and time.monotonic() < deadline:
+        while len(now := self._descriptors()) > self.descriptors and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert now <= self.descriptors, (
-            f"{now} descriptors, {self.descriptors} at the start: {self._open_files()}"
-        )
+        assert len(now) <= self.descriptors, f"{self.descriptors} at the start, then {now}"
         assert self.bed.settled() == (0, 0)
-
-    def _open_files(self) -> list[str]:
-        folder = f"/proc/{self.bed.pid}/fd"
-        return sorted(os.readlink(f"{folder}/{name}") for name in os.listdir(folder))
 
     def figures(self) -> str:
         """Return what was seen, for the report of a run."""
         return (
             f"the server's own memory {self.idle >> 10} KiB idle, {self.first >> 10} after a round, "
             f"{self.most >> 10} at the most, {self.uss() >> 10} at the end; "
-            f"{self._descriptors()} descriptors, {self.descriptors} at the start"
+            f"{len(self._descriptors())} descriptors, {self.descriptors} at the start"
         )
 
 

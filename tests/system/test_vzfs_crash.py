@@ -50,10 +50,9 @@ def home(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def test_a_mixed_load_survives_many_deaths_of_the_server(home: Path) -> None:
-    # Under pyfuse3 a request that was done but not answered is done again, and its user is told
-    # EEXIST or ENOENT (docs/vzfs.md): only the kernel transport knows what its forerunner did.
-    subject = supervised("vzfs-kernel", home)
+@pytest.mark.parametrize("bed", TRANSPORTS)
+def test_a_mixed_load_survives_many_deaths_of_the_server(home: Path, bed: str) -> None:
+    subject = supervised(bed, home)
     loads = 3
     kills = KILLS
     dice = random.Random(7)
@@ -121,8 +120,9 @@ def test_a_mixed_load_survives_many_deaths_of_the_server(home: Path) -> None:
         subject.abandon()
     assert not difference(snapshot(subject.lower), below)
     acts, repeated = (sum(r[k] for r in results) for k in ("acts", "repeated"))
-    print(f"{kills} kills, {acts} acts, {repeated} of them found done")
+    print(f"{bed}: {kills} kills, {acts} acts, {repeated} of them found done")
     assert acts > kills
+    assert not repeated, "a user was told of an error though the act was done"
 
 
 def _report(near: int) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def test_a_removed_directory_is_held_as_long_as_somebody_knows_it(tmp_path: Path
     descriptors = Descriptors(limit=0)
     root = Place(descriptors, 1, None, b"", os.open(tmp_path, os.O_PATH | os.O_DIRECTORY))
     place = root.child(b"gone")
-    fd = place.open()
-    place.pinned = True
+    descriptors.pin(place)
+    fd = place.fd
     (tmp_path / "gone").rmdir()
     descriptors.trim()
     assert os.fstat(place.fd).st_nlink == 0
