@@ -283,12 +283,7 @@ class CopyUp(Lookup):
         return redirect
 
     def _anchor(self, node: File) -> None:
-        """Keep the inode of a magic link for its number; it is charged no more."""
-        assert node.up is not None
-        node.anchor = os.open(
-            node.upname, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.up.open()
-        )
-        self.discharge_link(os.stat(node.anchor))
+        """Keep the inode of a magic link that is about to be replaced, for its number."""
 
     def discharge_link(self, st: os.stat_result) -> None:
         """Tell the ledger that a magic link is gone."""

@@ -133,7 +133,7 @@ class File(Node):
         self.lower_fd = -1
         #: What is in the private layer is a magic link; all that is seen is the lower file's.
         self.magic = False
-        #: Keeps the inode of a magic link that was replaced, so that its number is not reused.
+        #: Keeps the inode of a magic link that was removed, so that its number is not reused.
         self.anchor = -1
         #: The private copy holds metadata only; the data are still the lower file's.
         self.meta = False

@@ -16,9 +16,10 @@ changes that time. Times of the last moments do not count, they come from a coar
 The change is one rename(2) which exchanges the file with a link prepared in ``cow/replaced``. There
 the file stays, named by its inode number, until the kernel forgets the node: its number is part of
 the node's id (see ``inodes``) and must not be another file's, not even when another server takes
-over. Nobody having it open, it is emptied at once. Those who read it by passthrough go on with it:
-it keeps its data until they close it, and should somebody then want to write, it is put back by the
-same exchange, so that they see what is written. Everybody else reads the shared file.
+over. So does a link whose place a copy takes. A file nobody has open is emptied at once. Those who
+read it by passthrough go on with it: it keeps its data until they close it, and should somebody
+then want to write, it is put back by the same exchange, so that they see what is written. Everybody
+else reads the shared file.
 """
 
 from __future__ import annotations
@@ -264,6 +265,18 @@ class Relinking(Recovering, Accounted):
             if node.parent is not None:
                 self._put_back(node)
 
+    def _anchor(self, node: File) -> None:
+        """Keep a magic link that is about to be replaced, for its number; it is charged no more."""
+        assert node.up is not None
+        here, place = node.up.open(), self._replaced_place()
+        link = os.stat(node.upname, dir_fd=here, follow_symlinks=False)
+        entry = b"%d" % link.st_ino
+        with suppress(FileNotFoundError):
+            os.unlink(entry, dir_fd=place)
+        os.link(node.upname, entry, src_dir_fd=here, dst_dir_fd=place, follow_symlinks=False)
+        self._former.setdefault(node.nid, []).append(link.st_ino)
+        self.discharge_link(link)
+
     def release_backing(self, node: File) -> None:
         """Have the kernel let go of the backing file of a node nobody has open."""
 
@@ -314,6 +327,9 @@ class Relinking(Recovering, Accounted):
         except OSError:
             return super().recover(nid)
         st = os.fstat(fd)
+        if st.st_ino != inode:
+            os.close(fd)
+            return super().recover(nid)  # a link which never took the file's place
         if not stat.S_ISREG(st.st_mode) or not st.st_size:
             os.close(fd)
             raise failure(errno.ESTALE)
@@ -385,9 +401,9 @@ def sweep(work: int, *, resume: bool) -> None:
     try:
         for name in os.listdir(proc_directory(place)):
             st = os.stat(name, dir_fd=place, follow_symlinks=False)
-            if not resume or not stat.S_ISREG(st.st_mode):
+            if not resume or name != b"%d" % st.st_ino:
                 os.unlink(name, dir_fd=place)
-            elif st.st_size:
+            elif stat.S_ISREG(st.st_mode) and st.st_size:
                 empty(place, name)
     finally:
         os.close(place)

@@ -305,6 +305,25 @@ def test_a_new_server_knows_what_was_replaced(bed: Bed) -> None:
     bed.unmount()
 
 
+def test_a_copy_in_the_place_of_a_link_is_not_mistaken_by_a_new_server(bed: Bed) -> None:
+    bed.put("f", "g")
+    for name in ("f", "g"):
+        bed.link(name)
+    numbers = {os.lstat(bed.upper / name).st_ino for name in ("f", "g")}
+    os.chmod(bed.mount_point / "f", 0o640)
+    with (bed.mount_point / "g").open("r+b") as file:
+        file.write(b"mine")
+    bed.kill()
+    bed.serve(resume=True)
+    for number in range(100):
+        (bed.mount_point / f"n{number}").write_bytes(b"another")
+        assert os.lstat(bed.upper / f"n{number}").st_ino not in numbers
+    assert os.stat(bed.mount_point / "f").st_mode & 0o777 == 0o640
+    assert (bed.mount_point / "g").read_bytes() == b"mine" + DATA[4:]
+    assert bed.settled() == (0, 0)
+    bed.unmount()
+
+
 @pytest.mark.parametrize("step", ["symlink", "chown", "rename", "set_times", "born", "leased"])
 def test_a_server_killed_at_any_step_leaves_the_file_or_the_link(step: str) -> None:
     bed = Bed(Path(tempfile.mkdtemp(prefix="vzfs-links-")), "kernel")
