@@ -7,12 +7,13 @@ calls newer than Linux 5.0 are the same on every architecture (asm-generic/unist
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import platform
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from vzfs import syscalls as of_files
 
 # A separate handle, so that nobody else's signatures mix with ours; PyDLL keeps the GIL, which a
 # call that returns twice (clone3) needs and short calls do not miss.
@@ -155,7 +156,6 @@ _fsconfig = _call("fsconfig", _int, _uint, _char_p, _char_p, _int)
 _fsmount = _call("fsmount", _int, _uint, _uint)
 _clone3 = _call("clone3", _void_p, _size)
 _close_range = _call("close_range", _uint, _uint, _uint)
-_openat2 = _call("openat2", _int, _char_p, _char_p, _size)
 _mount_setattr = _call("mount_setattr", _int, _char_p, _uint, _char_p, _size)
 _pidfd_send_signal = _call("pidfd_send_signal", _int, _int, _void_p, _uint)
 
@@ -173,10 +173,6 @@ for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
 #: stack_size, tls, set_tid, set_tid_size, cgroup.
 _CLONE_ARGS = struct.Struct("<11Q")
 _SIGCHLD = 17
-
-
-#: How often a resolution that others' mounts disturbed is tried again.
-_RACES = 1000
 
 
 def _failed(path: bytes | str | int | None = None) -> OSError:
@@ -340,18 +336,8 @@ def mount_setattr(
         raise _failed(fd)
 
 
-def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
-    """Open with restricted resolution, openat2(2)."""
-    how = struct.pack("<QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    raw = os.fsencode(path)
-    for _attempt in range(_RACES):
-        fd = _openat2(dir_fd, raw, how, len(how))
-        if fd >= 0:
-            return fd
-        # EAGAIN: a rename or mount anywhere on the server came between; "try again" is meant.
-        if ctypes.get_errno() != errno.EAGAIN:
-            break
-    raise _failed(path)
+#: The file system's own, with what is to be done about a lost race.
+openat2 = of_files.openat2
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:

@@ -221,11 +221,12 @@ def statx(dir_fd: int, path: bytes, flags: int, mask: int) -> tuple[int, ...]:
     return STATX.unpack_from(buffer)
 
 
-def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
+def openat2(dir_fd: int, path: bytes | str, flags: int, resolve: int) -> int:
     """Open with restricted resolution, openat2(2)."""
     how = struct.pack("<QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    raw = os.fsencode(path)
     for _attempt in range(_RACES):
-        fd = _openat2(dir_fd, path, how, len(how))
+        fd = _openat2(dir_fd, raw, how, len(how))
         if fd >= 0:
             return int(fd)
         # EAGAIN: a rename or mount anywhere on the server came between; "try again" is meant.
