@@ -229,6 +229,19 @@ def test_who_reads_a_file_that_became_a_link_sees_what_is_written_later(running:
     assert used == real
 
 
+def test_the_quota_is_counted_anew_when_an_area_was_changed_by_hand(pair: System) -> None:
+    for ctid in (101, 102):
+        put(pair, ctid, b"x" * 300_000)
+    pair.ok("vzcache", 101, 102)
+    private = pair.paths.private(101)
+    pair.ok("vzfsutil", "-t", pair.paths.template, private, "--unlink", "--call")
+    assert not is_magic(own(pair, 101) / "opt/data")
+    pair.ok("vzctl", "start", 101)
+    used, real = blocks(pair, 101)
+    pair.ok("vzctl", "stop", 101, "--fast")
+    assert used == real
+
+
 def test_a_running_container_is_detached(running: System) -> None:
     before = inside(running, 101, "sha256sum *; ls -lni")
     running.ok("vzcache", 101, 102)
