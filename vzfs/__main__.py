@@ -129,20 +129,30 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _limits(text: str) -> tuple[int, int]:
-    """Return the soft and the hard limit of S[:H]; raises ValueError."""
+    """Return the soft and the hard limit of S[:H]; raises ArgumentTypeError."""
     soft, _, hard = text.partition(":")
-    found = int(soft), int(hard or soft)
+    try:
+        found = int(soft), int(hard or soft)
+    except ValueError:
+        found = -1, -1
     if not 0 <= found[0] <= found[1]:
-        raise ValueError(text)
+        wanted = "give a number, or SOFT:HARD with the soft limit not above the hard one"
+        raise argparse.ArgumentTypeError(f"{text!r}: {wanted}")
     return found
 
 
 def _prepare_quota(args: argparse.Namespace, options: Options) -> None:
-    """Make the quota file, or bring it up to the options; raises QuotaError."""
+    """Make the quota file, or bring it up to the options; raises QuotaError.
+
+    A file which is something else is not overwritten.
+    """
     from vzfs import quota
+    from vzfs.quotaerror import open_file
 
     space, inodes = args.space or (None, None), args.inodes or (None, None)
     fresh = not args.quota.exists()
+    if not fresh:
+        open_file(args.quota).close()
     grace = 604800 if args.grace is None and fresh else args.grace
     changes = quota.Changes(
         block_soft=space[0],
@@ -159,6 +169,11 @@ def _prepare_quota(args: argparse.Namespace, options: Options) -> None:
 
 
 def _mount(args: argparse.Namespace) -> int:
+    limits = {"--space": args.space, "--inodes": args.inodes, "--grace": args.grace}
+    given = [name for name, value in {**limits, "--owners": args.owners}.items() if value is not None]  # fmt: skip
+    if given and not args.quota:
+        print(f"vzfs: {given[0]} needs --quota FILE, where the usage is kept", file=sys.stderr)
+        return 2
     options = Options(
         lower=tuple(Path(part).absolute() for part in args.lower.split(":") if part),
         upper=args.upper.absolute(),
@@ -191,19 +206,25 @@ def _mount(args: argparse.Namespace) -> int:
         if args.foreground:
             server.serve(fd, options)
             return 0
-        return _serve_detached(fd, options)
+        return _serve_detached(fd, options, args.mount)
     except OSError:
         syscalls.umount(args.mount, syscalls.MNT_DETACH)
         raise
 
 
-def _serve_detached(fd: int, options: Options) -> int:
-    """Serve in a process of its own; return once requests are answered."""
+def _serve_detached(fd: int, options: Options, target: Path) -> int:
+    """Serve in a process of its own; return once requests are answered.
+
+    If it cannot serve, it says why, and nothing stays mounted.
+    """
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
         os.close(fd)
-        return 0 if os.read(reader, 1) else 1
+        if os.read(reader, 1):
+            return 0
+        syscalls.umount(target, syscalls.MNT_DETACH)
+        return 1
     os.close(reader)
     os.setsid()
     status = 1
@@ -218,8 +239,15 @@ def _serve_detached(fd: int, options: Options) -> int:
 
         server.serve(fd, options, ready=ready)
         status = 0
+    except OSError as error:
+        _complain(error)
     finally:
         os._exit(status)
+
+
+def _complain(error: OSError) -> None:
+    where = error.filename.decode() if isinstance(error.filename, bytes) else error.filename
+    print(f"vzfs: {where + ': ' if where else ''}{error.strerror}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -239,8 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         if found.remark:
             print(found.remark)
     except OSError as error:
-        where = error.filename.decode() if isinstance(error.filename, bytes) else error.filename
-        print(f"vzfs: {where + ': ' if where else ''}{error.strerror}", file=sys.stderr)
+        _complain(error)
         return 1
     return 0
 
