@@ -161,9 +161,10 @@ class Accounted(Controlled):
         if books is None or accounting is None or directory.up is None:
             return
         if books.nearly_full():
-            charge = accounting.charges.get(self._inodes.get(directory.nid, 0))
+            st = os.fstat(directory.up.open())
+            charge = accounting.charges.get(st.st_ino)
             if charge is not None:
-                accounting.settle(charge, os.fstat(directory.up.open()).st_blocks)
+                accounting.settle(charge, st.st_blocks)
 
     def own(self, node: Node, *, data: int | None = None) -> None:
         """Make the metadata of an object private which is about to change, or a small file."""
@@ -212,6 +213,8 @@ class Accounted(Controlled):
             os.close(fd)
             charge = accounting.charges.get(before.st_ino)
             if charge is not None:
+                # `finish` charges what came after this; df may have looked at it since.
+                accounting.settle(charge, self.frozen[node.nid].st_blocks)
                 accounting.forget(charge)
             elif not before.st_nlink:
                 # Removed meanwhile, and nobody had it open: whoever waits for the copy will.
@@ -340,6 +343,8 @@ class Accounted(Controlled):
         if name == ACCESS_ACL.encode():
             # Its mask went into the mode, acl(5).
             os.chmod(path, stat.S_IMODE(before.st_mode))
+        # The old value may be in a block now which it did not need before.
+        self._after_xattr(node, before)
         raise failure(errno.EDQUOT)
 
     def _after_xattr(self, node: Node, before: os.stat_result | None) -> None:
