@@ -19,7 +19,8 @@ from runtime.registry import RESERVED, configured
 
 COUNT = 65536
 _FIRST = 524288
-_SLOTS = (1879048192 - _FIRST) // COUNT
+#: How many containers can have ids of their own at once.
+SLOTS = (1879048192 - _FIRST) // COUNT
 
 
 def claim(paths: Paths, ctid: int) -> IdRange:
@@ -29,8 +30,8 @@ def claim(paths: Paths, ctid: int) -> IdRange:
     for sweep in (False, True):
         if sweep:
             release_unconfigured(paths)
-        for step in range(_SLOTS):
-            slot = (_preferred(paths, ctid) + step) % _SLOTS
+        for step in range(SLOTS):
+            slot = (_preferred(paths, ctid) + step) % SLOTS
             if _take(f"{directory}/{slot}", ctid):
                 return IdRange(_FIRST + slot * COUNT, COUNT)
     raise NoResources("all ranges of user ids are taken")
@@ -39,7 +40,7 @@ def claim(paths: Paths, ctid: int) -> IdRange:
 def _preferred(paths: Paths, ctid: int) -> int:
     # Systems below other roots start elsewhere, so that they rarely meet on the same host.
     offset = zlib.crc32(paths.tag.encode()) if paths.tag else 0
-    return (ctid - RESERVED - 1 + offset) % _SLOTS
+    return (ctid - RESERVED - 1 + offset) % SLOTS
 
 
 def _take(path: str, ctid: int) -> bool:

@@ -116,20 +116,24 @@ def cpu_quota(config: Mapping[str, str]) -> float | None:
     is a number of processors; the smallest decides (guide §4.2.2), never above the server.
     """
     most = len(online_cpus())
+    count = _whole(config.get("CPUS"), 0)
+    asked = [limit for limit in (_cpulimit(config), float(count) or None) if limit is not None]
+    # The kernel's least quota is 1 ms in each period of 100 (sched-bwc.rst).
+    wanted = min(asked, default=None)
+    return None if wanted is None or wanted >= most else max(wanted, 0.01)
+
+
+def _cpulimit(config: Mapping[str, str]) -> float | None:
+    """Return how many processors' worth of time CPULIMIT and CPULIMIT_MHZ ask for; None: no limit."""
     asked = []
     percent = _whole(config.get("CPULIMIT"), 0)
     if percent:
         asked.append(percent / 100)
     mhz = _whole(config.get("CPULIMIT_MHZ"), 0)
-    speed = cpu_mhz()
-    if mhz and speed:
+    speed = cpu_mhz() if mhz else None
+    if speed:
         asked.append(mhz / speed)
-    count = _whole(config.get("CPUS"), 0)
-    if count:
-        asked.append(float(count))
-    # The kernel's least quota is 1 ms in each period of 100 (sched-bwc.rst).
-    wanted = min(asked, default=None)
-    return None if wanted is None or wanted >= most else max(wanted, 0.01)
+    return min(asked, default=None)
 
 
 def cpu_mhz() -> float | None:
@@ -168,7 +172,14 @@ def processors(config: Mapping[str, str], ctid: int) -> frozenset[int] | None:
 
 
 def apply_cpu(ct: Container, before: Config, after: Config) -> None:
-    """Let a running container follow its CPU settings."""
+    """Let a running container follow its CPU settings; a limit above the server's power is told."""
+    most = len(online_cpus())
+    changed = any(before.get(key) != after.get(key) for key in ("CPULIMIT", "CPULIMIT_MHZ"))
+    asked = _cpulimit(after)
+    if changed and asked is not None and asked > most:
+        ct.progress.warn(
+            f"a CPU limit of {asked:.0%} is more than the {most:.0%} of this server: it limits nothing"
+        )
     _cgroup(ct).set(cpu_limits(after, ct.ctid))
     balance(ct.paths.tag)
 

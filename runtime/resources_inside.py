@@ -142,7 +142,13 @@ def _share(pid: int, count: int | None) -> None:
         # The file is that of the namespace its writer is in (ipc_namespaces(7)).
         try:
             syscalls.setns(pidfd, syscalls.CLONE_NEWIPC)
-            fd = os.open("/proc/sys/kernel/shmall", os.O_WRONLY)
+            try:
+                fd = os.open("/proc/sys/kernel/shmall", os.O_WRONLY)
+            except PermissionError:
+                # Newer kernels let only the root of the namespace's owner write there
+                # (ipc_permissions() in ipc/ipc_sysctl.c).
+                os.seteuid(os.stat(f"/proc/{pid}").st_uid)
+                fd = os.open("/proc/sys/kernel/shmall", os.O_WRONLY)
             os.write(fd, str(count).encode())
         except OSError as error:
             os._exit(error.errno or 1)

@@ -139,7 +139,10 @@ _BIND_FLAGS = frozenset(("nosuid", "noexec", "nodev", "ro"))
 
 
 def bindmount(text: str) -> str:
-    """Check ``[SOURCE:]TARGET[,nosuid,noexec,nodev,ro]``; raises InvalidValue."""
+    """Check ``[SOURCE:]TARGET[,nosuid,noexec,nodev,ro]``; raises InvalidValue.
+
+    A source that is no directory of this server is refused: the container would not start again.
+    """
     place, *flags = text.split(",")
     source, _, target = place.rpartition(":")
     unknown = set(flags) - _BIND_FLAGS
@@ -154,6 +157,8 @@ def bindmount(text: str) -> str:
     clean = os.path.normpath(target)
     if clean == "/":
         raise InvalidValue("nothing can be mounted over the container's root")
+    if source and not os.path.isdir(source):
+        raise InvalidValue(f"{source} is no directory of this server", hint="make it first")
     head = f"{os.path.normpath(source)}:{clean}" if source else f":{clean}"
     return ",".join([head, *sorted(set(flags))])
 

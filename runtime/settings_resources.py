@@ -183,6 +183,9 @@ def _ubc(key: str) -> Callable[[str], str]:
         limits = parse(key, text)
         if key == "PHYSPAGES" and limits.limit < 1:
             raise InvalidValue(f"too little memory: {text!r}")
+        if key == "NUMPROC" and limits.limit < 1:
+            # Nothing could be started inside any more, not even what would look.
+            raise InvalidValue("a container has at least one process", hint="'unlimited': no limit")
         return str(limits)
 
     return check

@@ -32,6 +32,16 @@ def read(paths: Paths, ctid: int) -> dict[str, str | None]:
     return {}
 
 
+def kept_of(paths: Paths) -> frozenset[int]:
+    """Return the ids of the containers for which something unsaved is kept, in force or stale."""
+    try:
+        names = os.listdir(paths.run / "unsaved")
+    except OSError:
+        return frozenset()
+    stems = (name.removesuffix(".json") for name in names)
+    return frozenset(int(stem) for stem in stems if stem.isdecimal())
+
+
 def write(paths: Paths, ctid: int, values: Values) -> None:
     """Keep ``values`` as all that is unsaved of a running container; raises OSError."""
     target = _file(paths, ctid)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime import registry
+from runtime import registry, ubc, unsaved
 from runtime import status as status_module
 from runtime.config import Config, ConfigFile
+from runtime.errors import InvalidValue
 from runtime.registry import Record
 from runtime.status import Status
+from runtime.units import KIB, UNLIMITED, amount
 from tools._listing import Field, Value
 
 if TYPE_CHECKING:
@@ -22,11 +24,14 @@ if TYPE_CHECKING:
 class Entry:
     """One container in a list; what costs something is looked up when a column asks for it."""
 
-    def __init__(self, context: Context, record: Record, file: ConfigFile) -> None:
-        """Describe the container of ``record``."""
+    def __init__(
+        self, context: Context, record: Record, file: ConfigFile, *, unsaved_too: bool = False
+    ) -> None:
+        """Describe the container of ``record``; ``unsaved_too``: it may have unsaved settings."""
         self.context = context
         self.record = record
         self._file = file
+        self._unsaved_too = unsaved_too
 
     @property
     def ctid(self) -> int:
@@ -35,8 +40,11 @@ class Entry:
 
     @functools.cached_property
     def config(self) -> Config:
-        """Its effective configuration."""
-        return self.context.config(self.ctid, self._file)
+        """Its effective configuration: what is in force, for a running container."""
+        config = self.context.config(self.ctid, self._file)
+        if self._unsaved_too:
+            config = config.with_overrides(unsaved.read(self.context.paths, self.ctid))
+        return config
 
     @functools.cached_property
     def private(self) -> Path:
@@ -71,7 +79,11 @@ class Entry:
 
 def entries(context: Context) -> list[Entry]:
     """Return every configured container."""
-    return [Entry(context, record, file) for record, file in registry.records(context.paths)]
+    kept = unsaved.kept_of(context.paths)
+    return [
+        Entry(context, record, file, unsaved_too=record.ctid in kept)
+        for record, file in registry.records(context.paths)
+    ]
 
 
 def _key(name: str) -> Callable[[Entry], Value]:
@@ -213,14 +225,30 @@ COUNTED = (
 )
 
 
-def _limit(key: str, part: int) -> Callable[[Entry], Value]:
+#: Bytes in what DISKSPACE counts; DISKINODES takes no suffix.
+DISK_UNITS = {"DISKSPACE": KIB, "DISKINODES": 0}
+
+
+def limit_of(key: str, part: int) -> Callable[[Entry], Value]:
+    """Return what reads the barrier (``part`` 0) or the limit (1) of ``key`` in its own unit."""
+
     def value(entry: Entry) -> Value:
         text = entry.config.get(key)
         if not text:
             return None
         pieces = text.split(":")
         word = pieces[min(part, len(pieces) - 1)]
-        return int(word) if word.isdecimal() else word
+        if word.isdecimal():
+            return int(word)
+        # Files written by hand have suffixes; the columns are in the parameter's own unit.
+        try:
+            if key in DISK_UNITS:
+                value = amount(word, unit=DISK_UNITS[key])
+                return word if value >= UNLIMITED else value
+            limits = ubc.parse(key, word).limit
+        except InvalidValue:
+            return word
+        return word if limits == UNLIMITED else limits
 
     return value
 
@@ -235,12 +263,12 @@ def counted_fields() -> dict[str, Field[Entry]]:
     for name, heading, key in COUNTED:
         out.append(Field(name, heading, 10 if name != "numproc" else 5, _held(name)))
         if name in ("diskspace", "diskinodes"):
-            out.append(Field(f"{name}.s", f"{heading}.S", 10, _limit(key, 0)))
-            out.append(Field(f"{name}.h", f"{heading}.H", 10, _limit(key, 1)))
+            out.append(Field(f"{name}.s", f"{heading}.S", 10, limit_of(key, 0)))
+            out.append(Field(f"{name}.h", f"{heading}.H", 10, limit_of(key, 1)))
             continue
         out.append(Field(f"{name}.m", f"{heading}.M", 10, _held(f"{name}.m")))
-        out.append(Field(f"{name}.b", f"{heading}.B", 10, _limit(key, 0)))
-        out.append(Field(f"{name}.l", f"{heading}.L", 10, _limit(key, 1)))
+        out.append(Field(f"{name}.b", f"{heading}.B", 10, limit_of(key, 0)))
+        out.append(Field(f"{name}.l", f"{heading}.L", 10, limit_of(key, 1)))
         out.append(Field(f"{name}.f", f"{heading}.F", 10, _held(f"{name}.f")))
     return _fields(*out)
 

@@ -76,6 +76,10 @@ def problem_report(context: Context, args: argparse.Namespace) -> int:
     import hashlib
     import tarfile
 
+    if args.send:
+        raise InvalidOption(
+            "reports are sent nowhere", hint="write it with -o FILE, look into it, send it yourself"
+        )
     ct = environments.find_container(context, args.ident)
     if args.output is None and sys.stdout.isatty():
         raise InvalidOption(
@@ -112,6 +116,9 @@ VERBS: tuple[Verb, ...] = (
             ID,
             option("-d", "--dump", help="to standard output (the default)", action="store_true"),
             option("-o", "--output", help="to this file", metavar="FILE"),
+            option("-s", "--send", help="refused: reports are sent nowhere", action="store_true"),
+            option("--proxy", help="accepted with --send", metavar="SERVER"),
+            option("--no-proxy", help="accepted with --send", action="store_true"),
         ),
         changes=False,
     ),

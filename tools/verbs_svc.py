@@ -44,7 +44,16 @@ fi
 
 
 def svc(context: Context, args: argparse.Namespace) -> int:
-    """Act on a service inside; the status is that of the init's own tool."""
+    """Act on a service inside; the status is that of the init's own tool.
+
+    The id and the action may come in either order: ``svc web1 list``, ``svc list web1``.
+    """
+    if args.ident in _ACTIONS and args.action not in _ACTIONS:
+        args.ident, args.action = args.action, args.ident
+    if args.action not in _ACTIONS:
+        raise InvalidOption(
+            f"svc cannot {registry.printable(args.action)}", hint=f"one of: {', '.join(_ACTIONS)}"
+        )
     if args.action != "list" and not args.unit:
         raise InvalidOption(f"svc {args.action} needs the name of a service")
     if args.unit and not _UNIT.fullmatch(args.unit):
@@ -65,7 +74,7 @@ VERBS: tuple[Verb, ...] = (
         svc,
         (
             ID,
-            option("action", help="what to do", choices=_ACTIONS),
+            option("action", help=f"what to do: {', '.join(_ACTIONS)}; before the ID too"),
             option("unit", help="the service", nargs="?", metavar="SERVICE"),
             option("mode", help="for 'mode'", nargs="?", choices=("socket", "standalone")),
         ),

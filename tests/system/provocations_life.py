@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import signal
 import subprocess
 
 from conftest import BIN
 from provocation import case, configured, covered, groups, immutable, server
+
+from runtime import idmap
 
 
 @case(1)
@@ -221,3 +224,26 @@ def a_file_that_cannot_be_deleted(system):
         system.ok("vzctl", "destroy", 150)
         locked.parent.mkdir(parents=True)
     shutil.rmtree(system.paths.private(150))
+
+
+@case(4)
+def a_script_that_memory_cannot_hold(system):
+    script = system.root / "huge-script"
+    with open(script, "wb") as file:
+        file.truncate(8 << 30)
+    yield ("/usr/bin/prlimit", f"--as={1 << 30}", str(BIN / "vzctl"), "runscript", 102, script)
+    script.unlink()
+
+
+@case(6)
+def ids_of_users_that_are_all_taken(system):
+    place = system.paths.run / "ids"
+    held = system.paths.run / "ids-held"
+    place.rename(held)
+    place.mkdir()
+    # Claims are links to the id of their container; 102 exists, so none is swept as left behind.
+    for slot in range(idmap.SLOTS):
+        os.symlink("102", place / str(slot))
+    yield ("vzctl", "start", 101)
+    shutil.rmtree(place)
+    held.rename(place)

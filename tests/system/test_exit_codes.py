@@ -18,8 +18,6 @@ for module in ("provocations_life", "provocations_settings"):
     importlib.import_module(module)
 #: Those whose provocation has a test of its own: file below tests/, function.
 ELSEWHERE = {
-    4: ("unit/tools/test_command.py", "test_a_server_without_memory_is_code_4"),
-    6: ("unit/runtime/test_idmap.py", "test_when_all_ranges_are_taken_it_is_code_6"),
     15: ("system/test_exit_codes.py", "test_a_program_inside_that_does_not_end_is_code_15"),
     33: ("system/test_vm_life.py", "test_pause_stops_time_inside_and_resume_goes_on"),
     46: (

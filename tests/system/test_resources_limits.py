@@ -58,6 +58,40 @@ def rate(system, ctid, seconds=1.5):
     return (cpu_seconds(system, ctid) - before) / (time.monotonic() - began)
 
 
+def most_used(system, ctid, expected, tries=6):
+    """Return the highest rate seen until ``expected`` was reached, within 5 %.
+
+    Other work on the server can only take time away, for a while; a limit is never exceeded. The
+    kernel refills a quota every tenth of a second: three seconds hold one of them more at most.
+    """
+    best = 0.0
+    for _ in range(tries):
+        best = max(best, rate(system, ctid, seconds=3.0))
+        if best >= expected * 0.95:
+            break
+    return best
+
+
+def shares(system, *ctids, together_s=3.0, at_most_s=120.0):
+    """Return the CPU time of each container while all of them got ``together_s`` together.
+
+    It ends by the time they used, read from their cgroups, not by the clock: on a busy server it
+    takes longer, and each has had as many turns as on an idle one.
+    """
+    from runtime.figures import Figures
+
+    def used():
+        return [Figures(system.paths.tag, ctid).cpu().total_ns / 1e9 for ctid in ctids]
+
+    before, deadline = used(), time.monotonic() + at_most_s
+    while True:
+        time.sleep(0.2)
+        spent = [now - then for now, then in zip(used(), before, strict=True)]
+        if sum(spent) >= together_s:
+            return spent
+        assert time.monotonic() < deadline, f"no processor time for containers: {spent}"
+
+
 @pytest.fixture
 def container(system):
     """A running container without limits."""
@@ -70,9 +104,9 @@ def test_half_a_core_is_half_a_core_and_live(system, container):
     load(system, container)
     # Weighty enough that other work on the server takes nothing away: the limit alone decides.
     system.ok("vzctl", "set", container, "--cpuunits", 500000, "--cpulimit", 50, "--save")
-    assert max(rate(system, container) for _ in range(3)) == pytest.approx(0.5, rel=0.05)
+    assert most_used(system, container, 0.5) == pytest.approx(0.5, rel=0.05)
     system.ok("vzctl", "set", container, "--cpulimit", 25, "--save")
-    assert max(rate(system, container) for _ in range(3)) == pytest.approx(0.25, rel=0.05)
+    assert most_used(system, container, 0.25) == pytest.approx(0.25, rel=0.05)
 
 
 @pytest.mark.systemd
@@ -97,7 +131,7 @@ def test_a_limit_in_megahertz_is_a_part_of_the_processor(system, container):
     megahertz = f"{round(cpu_mhz() * 0.3)}m"
     system.ok("vzctl", "set", container, "--cpuunits", 500000, "--cpulimit", megahertz, "--save")
     assert "CPULIMIT_MHZ=" in system.paths.ct_conf(container).read_text()
-    assert max(rate(system, container) for _ in range(3)) == pytest.approx(0.3, rel=0.05)
+    assert most_used(system, container, 0.3) == pytest.approx(0.3, rel=0.05)
 
 
 def test_weights_of_one_to_three_share_a_processor_one_to_three(system):
@@ -107,11 +141,7 @@ def test_weights_of_one_to_three_share_a_processor_one_to_three(system):
         system.ok("vzctl", "set", ctid, "--cpuunits", units, "--cpumask", last, "--save")
         system.ok("vzctl", "start", ctid)
         load(system, ctid)
-    before = [cpu_seconds(system, ctid) for ctid in (101, 102)]
-    time.sleep(4)
-    light, heavy = (
-        cpu_seconds(system, ctid) - then for ctid, then in zip((101, 102), before, strict=True)
-    )
+    light, heavy = shares(system, 101, 102)
     assert heavy / light == pytest.approx(3, rel=0.1)
 
 
@@ -188,6 +218,31 @@ def test_more_ram_than_the_server_has_is_warned_of(system, container):
     assert done.returncode == 0
     assert "more than the" in done.stderr
     assert "MemTotal:" in system.ok("vzctl", "exec", container, "head -1 /proc/meminfo")
+
+
+def test_a_cpu_limit_above_the_server_is_warned_of(system, container):
+    limit = (os.cpu_count() + 1) * 100
+    done = system.run("vzctl", "set", container, "--cpulimit", limit, "--save")
+    assert done.returncode == 0
+    assert f"{limit}% is more than the {os.cpu_count() * 100}% of this server" in done.stderr
+
+
+def test_the_limit_of_shared_memory_follows_live(system, container):
+    system.ok("vzctl", "set", container, "--shmpages", "20000", "--save")
+    assert system.ok("vzctl", "exec", container, "cat /proc/sys/kernel/shmall") == "20000\n"
+    system.ok("vzctl", "set", container, "--applyconfig", "vps.512MB", "--save")
+    assert system.ok("vzctl", "exec", container, "cat /proc/sys/kernel/shmall") == "43008\n"
+
+
+def test_a_list_shows_what_is_in_force_until_the_container_ends(system, container):
+    def shown():
+        return system.ok("vzlist", "-a", "-H", "-o", "cpuunits,physpages.l", container).split()
+
+    stored = shown()
+    system.ok("vzctl", "set", container, "--cpuunits", 2000, "--ram", "256M")
+    assert shown() == ["2000", "65536"]
+    system.ok("vzctl", "stop", container, "--fast")
+    assert shown() == stored
 
 
 def test_numproc_refuses_the_fork_beyond_it(system, container):

@@ -8,7 +8,7 @@ from runtime.paths import Paths
 
 
 def test_when_all_ranges_are_taken_it_is_code_6(tmp_path, monkeypatch):
-    monkeypatch.setattr(idmap, "_SLOTS", 2)
+    monkeypatch.setattr(idmap, "SLOTS", 2)
     paths = Paths(tmp_path)
     paths.conf_dir.mkdir(parents=True)
     for ctid in (101, 102, 103):

@@ -48,7 +48,7 @@ def store(option, *given, stored=None):
         ("devices", "c:10:200:wr", "c:10:200:rw"),
         ("devices", "b:8:*:r", "b:8:all:r"),
         ("devnodes", "/dev/net/tun:rw", "net/tun:rw"),
-        ("bindmount_add", "/srv/www/:/var/www,ro,nosuid", "/srv/www:/var/www,nosuid,ro"),
+        ("bindmount_add", "/usr/lib/:/var/www,ro,nosuid", "/usr/lib:/var/www,nosuid,ro"),
         ("bindmount_add", "/data", ":/data"),
     ],
 )
@@ -88,9 +88,13 @@ def test_a_value_is_stored_in_the_unit_of_its_key(option, given, stored):
         ("devnodes", "../sda:rw"),
         ("devnodes", "sda"),
         ("bindmount_add", "relative:/x"),
-        ("bindmount_add", "/a:/b/../../etc"),
-        ("bindmount_add", "/a:/"),
-        ("bindmount_add", "/a:/b,exec"),
+        ("bindmount_add", "/usr:/b/../../etc"),
+        ("bindmount_add", "/no/such/directory:/x"),
+        ("bindmount_add", "/etc/passwd:/x"),
+        ("bindmount_add", "/usr:/"),
+        ("bindmount_add", "/usr:/b,exec"),
+        ("numproc", "0"),
+        ("numproc", "0:0"),
     ],
 )
 def test_an_invalid_value_has_code_21(option, given):
@@ -139,9 +143,9 @@ def test_the_right_none_takes_a_device_away():
 
 
 def test_bind_mounts_are_added_replaced_and_removed():
-    stored = store("bindmount_add", "/a:/x", "/b:/y", stored="/old:/x,ro")
-    assert stored == "/a:/x /b:/y"
-    assert store("bindmount_del", "/x/", stored=stored) == "/b:/y"
+    stored = store("bindmount_add", "/usr:/x", "/etc:/y", stored="/old:/x,ro")
+    assert stored == "/usr:/x /etc:/y"
+    assert store("bindmount_del", "/x/", stored=stored) == "/etc:/y"
     assert store("bindmount_del", "all", stored=stored) is None
     with pytest.raises(InvalidValue):
         store("bindmount_del", "/z", stored=stored)

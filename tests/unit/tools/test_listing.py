@@ -1,10 +1,12 @@
 """Tables: widths, order, text and JSON."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from runtime.errors import InvalidOption
+from tools._entries import limit_of
 from tools._listing import Field, choose, matching, print_json, print_table, sort
 
 NAME = Field("name", "NAME", -8, lambda row: row.get("name"))
@@ -31,6 +33,22 @@ def test_an_unknown_field_is_named():
 def test_json_has_the_fields_names_and_null_for_nothing(capsys):
     print_json(ROWS[2:], [NAME, SIZE])
     assert json.loads(capsys.readouterr().out) == [{"name": "c", "size": None}]
+
+
+@pytest.mark.parametrize(
+    ("key", "part", "text", "shown"),
+    [
+        ("DISKSPACE", 0, "2G:3G", 2 << 20),
+        ("DISKSPACE", 1, "2G:3G", 3 << 20),
+        ("DISKSPACE", 1, "1000:unlimited", "unlimited"),
+        ("DISKINODES", 0, "7", 7),
+        ("PHYSPAGES", 1, "0:1G", 1 << 18),
+        ("KMEMSIZE", 0, "14M:15M", 14 << 20),
+        ("NUMPROC", 1, "10:many", "many"),
+    ],
+)
+def test_limits_with_suffixes_are_shown_in_their_own_unit(key, part, text, shown):
+    assert limit_of(key, part)(SimpleNamespace(config={key: text})) == shown
 
 
 def test_patterns_are_the_shells():
