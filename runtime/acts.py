@@ -173,19 +173,19 @@ def tell_kills(kept: Kept, kills: oom.Kills) -> None:
     events.emit(kept.paths, kept.ctid, "out-of-memory", **facts)
 
 
-def prepare(wanted: plan.Plan, warn: Callable[[str], None]) -> namespaces.IdRange:
+def prepare(wanted: plan.Plan, warn: Callable[[str], None]) -> namespaces.IdRange | None:
     """Make and limit the control groups of a plan; return the ids its user namespace gets.
 
-    Raises what limits raise; nothing is left then.
+    None: it has no such namespace. Raises what limits raise; nothing is left then.
     """
     group = Cgroup(wanted.paths.tag, wanted.ctid)
     if group.exists():
         group.kill()
         # A group that was killed once is not used again: Linux 6.18 kills what clone3 puts there.
         group.destroy()
-    ids = idmap.claim(wanted.paths, wanted.ctid)
+    ids = None if wanted.view.privileged else idmap.claim(wanted.paths, wanted.ctid)
     try:
-        group.create(ids.first)
+        group.create(ids.first if ids is not None else 0)
         resources.apply_start(group, wanted.config, wanted.private, warn)
         resources.balance(wanted.paths.tag)
         group.set(Limits(devices=wanted.access.rules))
@@ -382,7 +382,7 @@ class _Actor:
 
     # process 1
 
-    def _start_init(self, ids: namespaces.IdRange) -> None:
+    def _start_init(self, ids: namespaces.IdRange | None) -> None:
         kept, wanted = self.kept, self.plan
         self._show_view()
         if features.enabled(wanted.config, "time"):
@@ -417,7 +417,8 @@ class _Actor:
                 "halt": int(chosen.halt_signal),
                 "halt_commands": [list(words) for words in chosen.halt_commands],
                 "init": str(chosen.kind),
-                "first_id": ids.first,
+                "first_id": ids.first if ids is not None else 0,
+                "sets_clock": wanted.sets_clock,
                 "netfilter": str(level),
                 "capabilities": sorted(wanted.capabilities),
             },

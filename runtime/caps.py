@@ -1,7 +1,8 @@
 """Capabilities of a container's processes (capabilities(7)), by python-prctl.
 
 A container's root holds capabilities in its own user namespace only: they act on what that
-namespace owns (its mounts, its network, its processes, ids mapped into it), never on the host. The
+namespace owns (its mounts, its network, its processes, ids mapped into it), never on the host,
+unless the container is privileged and has no such namespace. The
 bounding set is the product's default list (guide §9.1.2) and what an unmodified distribution
 needs of the namespaced rest, see ``NAMESPACED``.
 """
@@ -48,15 +49,20 @@ NAMESPACED = frozenset(("sys_admin", "net_admin", "setpcap", "setfcap", "audit_w
 #: Capabilities which the kernel only asks of the initial namespace: granting them to a container
 #: in a user namespace changes nothing, and a warning says so.
 HOST_ONLY = frozenset(("sys_module", "sys_time", "linux_immutable"))
+#: What a container without a user namespace gets on request only: looking into the server's own
+#: processes that enter it, and at files by their handles.
+_DANGEROUS = frozenset(("sys_ptrace", "dac_read_search"))
 #: Names of the OpenVZ kernel that old files carry.
 _OBSOLETE = frozenset(("setveid", "ve_admin"))
 
 _NUMBERS: dict[str, int] = dict(zip(prctl.ALL_CAP_NAMES, prctl.ALL_CAPS, strict=True))
 
 
-def bounding(requested: Mapping[str, bool]) -> frozenset[str]:
+def bounding(requested: Mapping[str, bool], *, privileged: bool = False) -> frozenset[str]:
     """Return the names of the bounding set for CAPABILITY switches; raises CapabilityFailed."""
     names = set(DEFAULT | NAMESPACED)
+    if privileged:
+        names -= _DANGEROUS
     for name, on in requested.items():
         if name in _OBSOLETE:
             continue

@@ -112,7 +112,10 @@ def spawn(paths: Paths, ctid: int, command: Command) -> Started:
     run = running(paths, ctid)
     assert run.init is not None
     capabilities = frozenset(run.extra["capabilities"])
-    filter_ = seccomp.program(netfilter=run.extra.get("netfilter") != Level.DISABLED)
+    filter_ = seccomp.program(
+        netfilter=run.extra.get("netfilter") != Level.DISABLED,
+        clock=run.extra.get("sets_clock", False),
+    )
     with ExitStack() as closing:
         try:
             pidfd = os.pidfd_open(run.init.pid)

@@ -40,6 +40,8 @@ class Feature:
     #: Why it cannot be turned off.
     always: str = ""
     default: bool = False
+    #: What it costs, told at each start.
+    warning: str = ""
 
 
 _ROOT_MAKES_LINKS = "a container's root makes such devices in its own network"
@@ -68,6 +70,10 @@ FEATURES: dict[str, Feature] = {
         Feature("tun", node="net/tun", number=(10, 200)),
         Feature("host-id"),
         Feature("nesting"),
+        Feature(
+            "privileged",
+            warning="no user namespace: root inside is root of this server, trust it as such",
+        ),
     )
 }
 
@@ -119,7 +125,7 @@ def lacking(feature: Feature) -> str:
 
 
 def warnings(config: Mapping[str, str]) -> list[str]:
-    """Return what a configuration asks for and will not get."""
+    """Return what a configuration asks for and will not get, and what it gets at a price."""
     found = []
     for name, on in switches(config.get("FEATURES")).items():
         feature = FEATURES.get(name)
@@ -127,6 +133,8 @@ def warnings(config: Mapping[str, str]) -> list[str]:
             found.append(f"feature {name}: unknown, without effect")
         elif on and (reason := lacking(feature)):
             found.append(f"feature {name}: {reason}")
+        elif on and feature.warning:
+            found.append(f"feature {name}: {feature.warning}")
     return found
 
 

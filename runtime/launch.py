@@ -45,11 +45,14 @@ def fork(plan: Plan, cgroup: Cgroup) -> Child:
     It is a child of this process's parent, the supervisor, which outlives this one.
     """
     disabled = netfilter.level(plan.config) is netfilter.Level.DISABLED
-    filter_ = seccomp.program(netfilter=not disabled)
+    filter_ = seccomp.program(netfilter=not disabled, clock=plan.sets_clock)
+    flags = namespaces.OF_INIT | syscalls.CLONE_PARENT
+    if plan.view.privileged:
+        flags &= ~syscalls.CLONE_NEWUSER
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     entrance = cgroup.entrance()
     try:
-        pid = namespaces.fork(namespaces.OF_INIT | syscalls.CLONE_PARENT, cgroup_fd=entrance.v2_fd)
+        pid = namespaces.fork(flags, cgroup_fd=entrance.v2_fd)
         if pid == 0:
             ours.close()
             boot.first_process(theirs, entrance, plan, filter_)
@@ -63,30 +66,33 @@ def fork(plan: Plan, cgroup: Cgroup) -> Child:
 def bring_up(
     child: Child,
     plan: Plan,
-    ids: namespaces.IdRange,
+    ids: namespaces.IdRange | None,
     files: Sequence[int],
     chosen: init.Init,
 ) -> list[int]:
     """Give the first process what it waits for; return the masters of its consoles.
 
-    ``files`` are detached mounts of its own /proc files; they are closed. Raises EnvironmentFailed,
-    MountFailed, DevicesFailed, PrivateBroken, or what the network raises.
+    ``ids`` are those of its user namespace, if it has one; ``files`` are detached mounts of its own
+    /proc files, which are closed. Raises EnvironmentFailed, MountFailed, DevicesFailed,
+    PrivateBroken, or what the network raises.
     """
     channel, pid = child.channel, child.pid
     with ExitStack() as closing:
         closing.callback(channel.close)
         for fd in files:
             closing.callback(os.close, fd)
-        namespaces.write_maps(pid, ids)
-        userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        closing.callback(os.close, userns)
+        userns = None
+        if ids is not None:
+            namespaces.write_maps(pid, ids)
+            userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            closing.callback(os.close, userns)
         fds = [_tree(plan, userns)]
         closing.callback(os.close, fds[0])
         for source in plan.binds:
             fds.append(_bind(source, userns))
             closing.callback(os.close, fds[-1])
         for node in plan.access.own:
-            fds.append(_node(plan, node, ids.first))
+            fds.append(_node(plan, node, ids.first if ids is not None else 0))
             closing.callback(os.close, fds[-1])
         socket.send_fds(channel, [boot.GO, pickle.dumps(chosen)], [*fds, *files])
         if plan.wants_network:
@@ -116,17 +122,18 @@ def _close(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _tree(plan: Plan, userns: int) -> int:
+def _tree(plan: Plan, userns: int | None) -> int:
     """Return the container's own detached view of the mount: ids shifted, setuid bits alive."""
     fd = mounts.clone(str(plan.target))
     # Where the kernel cannot shift ids on such a mount, the file server does.
-    idmap = 0 if plan.options.first_id else syscalls.MOUNT_ATTR_IDMAP
+    shifted = userns if not plan.options.first_id else None
+    idmap = syscalls.MOUNT_ATTR_IDMAP if shifted is not None else 0
     try:
         syscalls.mount_setattr(
             fd,
             add=idmap | syscalls.MOUNT_ATTR_NODEV,
             clear=syscalls.MOUNT_ATTR_NOSUID,
-            userns_fd=userns if idmap else 0,
+            userns_fd=shifted or 0,
         )
     except OSError as error:
         os.close(fd)
@@ -134,7 +141,7 @@ def _tree(plan: Plan, userns: int) -> int:
     return fd
 
 
-def _bind(source: BindSource, userns: int) -> int:
+def _bind(source: BindSource, userns: int | None) -> int:
     """Return a detached bind mount with the container's ids where its file system can."""
     attributes = {
         "nosuid": syscalls.MOUNT_ATTR_NOSUID,
@@ -146,8 +153,9 @@ def _bind(source: BindSource, userns: int) -> int:
     if source.read_only:
         added |= syscalls.MOUNT_ATTR_RDONLY
     fd = mounts.clone(source.source, attributes=added)
-    with suppress(OSError):
-        syscalls.mount_setattr(fd, add=syscalls.MOUNT_ATTR_IDMAP, userns_fd=userns)
+    if userns is not None:
+        with suppress(OSError):
+            syscalls.mount_setattr(fd, add=syscalls.MOUNT_ATTR_IDMAP, userns_fd=userns)
     return fd
 
 

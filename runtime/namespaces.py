@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -130,7 +131,13 @@ def enter(pidfd: int) -> None:
     flags = _JOINED
     if os.path.exists("/proc/self/ns/time"):
         flags |= syscalls.CLONE_NEWTIME
-    syscalls.setns(pidfd, flags)
+    try:
+        syscalls.setns(pidfd, flags)
+    except OSError as error:
+        # A privileged container has this process's own user namespace, which none joins again.
+        if error.errno != errno.EINVAL:
+            raise
+        syscalls.setns(pidfd, flags & ~syscalls.CLONE_NEWUSER)
 
 
 def loopback_up() -> None:

@@ -81,6 +81,11 @@ class Plan:
         """Whether the configuration names addresses or adapters."""
         return names.wanted(self.config)
 
+    @property
+    def sets_clock(self) -> bool:
+        """Whether its root may set the server's clock."""
+        return self.view.privileged and not self.capabilities.isdisjoint(caps.numbers(["sys_time"]))
+
     def with_init(self, argv: Sequence[str]) -> Plan:
         """Return the plan that runs ``argv`` (nothing: idles) under our own init."""
         return replace(self, init=Init(Kind.OWN, tuple(argv)))
@@ -104,7 +109,8 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
     binds = _binds(config, private)
     if features.enabled(config, "host-id"):
         binds = (*binds, BindSource(str(features.host_id(paths)), Bind(_HOST_ID), read_only=True))
-    useless = caps.without_effect(requested)
+    privileged = features.enabled(config, "privileged")
+    useless = [] if privileged else caps.without_effect(requested)
     warnings = features.warnings(config)
     if useless:
         warnings.append(
@@ -119,13 +125,14 @@ def make(paths: Paths, record: Record, config: Config) -> Plan:
         privatearea.options(paths, record.ctid, config),
         inside,
         access,
-        caps.numbers(caps.bounding(requested)),
+        caps.numbers(caps.bounding(requested, privileged=privileged)),
         View(
             access.nodes,
             tuple(source.bind for source in binds),
             terminals=_terminals(inside.terminals),
             own_nodes=tuple(node.name for node in access.own),
             nesting=features.enabled(config, "nesting"),
+            privileged=privileged,
         ),
         binds,
         environment(record, config),

@@ -20,7 +20,7 @@ from runtime.errors import (
     TemplateUnset,
     VzError,
 )
-from runtime.features import switches
+from runtime.features import enabled, switches
 
 if TYPE_CHECKING:
     from runtime.config import Config
@@ -104,10 +104,12 @@ def options(paths: Paths, ctid: int, config: Config) -> Options:
 def _first_id(paths: Paths, ctid: int, config: Config) -> int:
     """Return by how much the file server must shift ids: 0 where mounts can be idmapped.
 
-    VZFS_IDS=server asks for it anywhere.
+    VZFS_IDS=server asks for it anywhere. A privileged container has the server's ids.
     """
     from vzfs import server
 
+    if enabled(config, "privileged"):
+        return 0
     if config.get("VZFS_IDS") != "server" and server.probe().idmap:
         return 0
     from runtime import idmap

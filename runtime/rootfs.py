@@ -34,6 +34,8 @@ MASKED = (
     "sys/firmware",
 )
 READ_ONLY_PATHS = ("proc/bus", "proc/fs", "proc/irq", "proc/sysrq-trigger")
+#: What only the ids of the server's root may write to.
+_PRIVILEGED_READ_ONLY = ("proc/sys",)
 _LINKS = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -70,6 +72,8 @@ class View:
     terminals: int = 1024
     #: Containers inside may mount /proc and /sys of their own.
     nesting: bool = False
+    #: Its root is the server's.
+    privileged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,8 @@ def build(
         mounts.attach(fd, root_fd, bind.target)
     mounts.cover(root_fd, MASKED)
     mounts.protect(root_fd, READ_ONLY_PATHS)
+    if view.privileged:
+        mounts.protect(root_fd, _PRIVILEGED_READ_ONLY)
     return consoles
 
 

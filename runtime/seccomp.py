@@ -25,8 +25,12 @@ _EPERM = tuple(
     swapon swapoff
     acct nfsservctl lookup_dcookie syslog
     vm86 vm86old uselib _sysctl sysfs
-    clock_settime clock_settime64 settimeofday stime adjtimex clock_adjtime clock_adjtime64
     """.split()  # noqa: SIM905 # one word a call reads better than a list
+)
+_CLOCK = tuple(
+    """
+    clock_settime clock_settime64 settimeofday stime adjtimex clock_adjtime clock_adjtime64
+    """.split()  # noqa: SIM905
 )
 #: ioctls: pushing input into a terminal (ioctl_tty(2); linux/tiocl.h pastes a selection).
 _TIOCSTI = 0x5412
@@ -62,10 +66,10 @@ def _refuse(number: int) -> int:
 
 
 @functools.cache
-def program(*, netfilter: bool = True) -> bytes:
+def program(*, netfilter: bool = True, clock: bool = False) -> bytes:
     """Return the filter as BPF instructions for ``syscalls.load_seccomp``.
 
-    Without ``netfilter`` there is no way to its rules: neither its netlink family nor the socket
+    With ``clock`` the server's clock can be set by who has the capability. Without ``netfilter`` there is no way to its rules: neither its netlink family nor the socket
     options of the old iptables. Raises NoKernelSupport when libseccomp is missing.
     """
     try:
@@ -100,7 +104,7 @@ def program(*, netfilter: bool = True) -> bytes:
         # A binary tree of the numbers: a chain of forty comparisons would tax every system call.
         library.seccomp_attr_set(context, _ATTR_OPTIMIZE, 2)
         library.seccomp_attr_set(context, _ATTR_BADARCH, _refuse(errno.ENOSYS))
-        for name in _EPERM:
+        for name in _EPERM if clock else (*_EPERM, *_CLOCK):
             number = library.seccomp_syscall_resolve_name(name.encode())
             if number == -1:  # __NR_SCMP_ERROR: this libseccomp does not know it
                 continue
