@@ -20,7 +20,7 @@ from vzfs.attributes import stored
 from vzfs.control import Controlled
 from vzfs.inodes import Directory, File, Node
 from vzfs.ledger import Ledger
-from vzfs.naming import ACCESS_ACL, Caller
+from vzfs.naming import ACCESS_ACL, Caller, remove_made
 from vzfs.options import Options
 from vzfs.overlay import Job, failure
 from vzfs.quotaguard import Guard
@@ -244,7 +244,11 @@ class Accounted(Controlled):
             return
         self.accounting.born(st.st_ino)
         if st.st_blocks:
-            super()._charge_created(dir_fd, name, fd, st, os.fstat(dir_fd))
+            try:
+                self.accounting.ledger.reserve(st.st_uid, st.st_gid, st.st_blocks, 0)
+            except OSError:
+                remove_made(dir_fd, name, fd, st)
+                raise
 
     def _discharge(self, st: os.stat_result, blocks: int | None = None) -> None:
         if self.accounting is not None:
@@ -288,16 +292,18 @@ class Accounted(Controlled):
 
     # attributes
 
-    def _chown(self, node: Node, path: bytes, follow: bool, uid: int, gid: int) -> None:
+    def _chown(
+        self, node: Node, path: bytes, dir_fd: int, follow: bool, uid: int, gid: int
+    ) -> None:
         accounting = self.accounting
         if accounting is None:
-            super()._chown(node, path, follow, uid, gid)
+            super()._chown(node, path, dir_fd, follow, uid, gid)
             return
         before = self.stat(node)
         owner = (before.st_uid if uid < 0 else uid, before.st_gid if gid < 0 else gid)
         accounting.chown(before, *owner)
         try:
-            os.chown(path, uid, gid, follow_symlinks=follow)
+            os.chown(path, uid, gid, dir_fd=dir_fd, follow_symlinks=follow)
         except OSError:
             accounting.chown_back(before, *owner)
             raise

@@ -90,24 +90,28 @@ class Attributes(Reading):
             if not valid & ~(protocol.FATTR_SIZE | protocol.FATTR_FH) & 0x7FF:
                 return self.stat(node)
         self.own(node)
-        path, follow = self.path(node), self.follow(node)
+        path, dir_fd = self.at(node)
+        follow = self.follow(node)
         if valid & _OWNER or not valid & (protocol.FATTR_MODE | protocol.FATTR_SIZE | _UTIME):
             self._chown(
                 node,
                 path,
+                dir_fd,
                 follow,
                 change.uid if valid & protocol.FATTR_UID else -1,
                 change.gid if valid & protocol.FATTR_GID else -1,
             )
         if valid & protocol.FATTR_MODE:
-            os.chmod(path, stat.S_IMODE(change.mode))
+            os.chmod(path, stat.S_IMODE(change.mode), dir_fd=dir_fd)
         if valid & _UTIME:
-            self._utime(node, path, follow, change)
+            self._utime(node, path, dir_fd, follow, change)
         return self.stat(node)
 
-    def _chown(self, node: Node, path: bytes, follow: bool, uid: int, gid: int) -> None:
+    def _chown(
+        self, node: Node, path: bytes, dir_fd: int, follow: bool, uid: int, gid: int
+    ) -> None:
         if self.ledger is None:
-            os.chown(path, uid, gid, follow_symlinks=follow)
+            os.chown(path, uid, gid, dir_fd=dir_fd, follow_symlinks=follow)
             return
         before = self.stat(node)
         new_uid = before.st_uid if uid < 0 else uid
@@ -116,16 +120,21 @@ class Attributes(Reading):
         owners = (before.st_uid, before.st_gid, new_uid, new_gid)
         self.ledger.transfer(*owners, blocks, 1)
         try:
-            os.chown(path, uid, gid, follow_symlinks=follow)
+            os.chown(path, uid, gid, dir_fd=dir_fd, follow_symlinks=follow)
         except OSError:
             self.ledger.transfer(new_uid, new_gid, before.st_uid, before.st_gid, blocks, 1)
             raise
 
-    def _utime(self, node: Node, path: bytes, follow: bool, change: Change) -> None:
+    def _utime(self, node: Node, path: bytes, dir_fd: int, follow: bool, change: Change) -> None:
         valid = change.valid
         now = protocol.FATTR_ATIME_NOW | protocol.FATTR_MTIME_NOW
         if valid & now == now:
-            os.utime(path, follow_symlinks=follow)
+            os.utime(path, dir_fd=dir_fd, follow_symlinks=follow)
+            return
+        both = protocol.FATTR_ATIME | protocol.FATTR_MTIME
+        if valid & (both | now) == both:
+            times = (change.atime_ns, change.mtime_ns)
+            os.utime(path, ns=times, dir_fd=dir_fd, follow_symlinks=follow)
             return
         st = self.stat(node)
         clock = time.time_ns() if valid & now else 0
@@ -138,7 +147,7 @@ class Attributes(Reading):
             mtime = clock
         elif valid & protocol.FATTR_MTIME:
             mtime = change.mtime_ns
-        os.utime(path, ns=(atime, mtime), follow_symlinks=follow)
+        os.utime(path, ns=(atime, mtime), dir_fd=dir_fd, follow_symlinks=follow)
 
     def _truncate(self, node: File, size: int) -> None:
         if node.twin is not None:

@@ -34,8 +34,18 @@ class Lookup(Overlay):
                 if parent.lows or self.is_impure(parent):
                     return self._marked(parent, up, name, st)
                 return self._plain(parent, up, name, st), st
-        if parent.lows:
-            found = layers.find_lower(parent.lows, name)
+        lows = parent.lows
+        if len(lows) == 1:
+            # What most names are: files of the only template. `find_lower` would say the same.
+            place = lows[0]
+            fd = place.fd if place.fd >= 0 else place.open()
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(st.st_mode):
+                return self._lower_directory(parent, name, st, place, None), st
+            if not layers.is_whiteout(st):
+                return self._lower_file(parent, name, st, place, name)
+        elif lows:
+            found = layers.find_lower(lows, name)
             if found is not None:
                 return self._lower(parent, name, found)
         raise FileNotFoundError(errno.ENOENT, "")
@@ -221,22 +231,40 @@ class Lookup(Overlay):
 
     def _lower(self, parent: Directory, name: bytes, found: Found) -> tuple[Node, os.stat_result]:
         st = found.stat
-        slot = self.stack.layers[found.place.layer].slot
-        if not found.directories and st.st_nlink > 1 and (slot, st.st_ino) in self.indexed:
-            return self._indexed(parent, name, slot, st.st_ino)
-        if found.directories:
-            nid = self.table.identify(slot, st.st_ino)
-            node = self.table.nodes.get(nid)
-            if isinstance(node, Directory):
-                return node, st
-            directory = Directory(nid, st.st_ino, parent, name, None, found.directories)
-            directory.impure = False
-            self.table.add(directory)
-            return directory, st
-        nid = self.table.identify_file(slot, st.st_ino)
+        if not found.directories:
+            return self._lower_file(parent, name, st, found.place, found.name)
+        return self._lower_directory(parent, name, st, found.place, found.directories), st
+
+    def _lower_directory(
+        self,
+        parent: Directory,
+        name: bytes,
+        st: os.stat_result,
+        place: Place,
+        lows: tuple[Place, ...] | None,
+    ) -> Directory:
+        """Enter a directory of the lower layers; ``lows`` is None when only ``place`` has it."""
+        nid = self.table.identify(self.stack.layers[place.layer].slot, st.st_ino)
         node = self.table.nodes.get(nid)
-        file = self._file(node, nid, st.st_ino, parent, name, st, None, b"")
-        file.low, file.loname = found.place, found.name
+        if isinstance(node, Directory):
+            return node
+        lows = lows or (place.child(name),)
+        directory = Directory(nid, st.st_ino, parent, name, None, lows)
+        directory.impure = False
+        self.table.add(directory)
+        return directory
+
+    def _lower_file(
+        self, parent: Directory, name: bytes, st: os.stat_result, place: Place, loname: bytes
+    ) -> tuple[Node, os.stat_result]:
+        """Enter a file of a lower layer, which has the name ``loname`` in ``place``."""
+        ino = st.st_ino
+        slot = self.stack.layers[place.layer].slot
+        if st.st_nlink > 1 and (slot, ino) in self.indexed:
+            return self._indexed(parent, name, slot, ino)
+        nid = self.table.identify_file(slot, ino)
+        file = self._file(self.table.nodes.get(nid), nid, ino, parent, name, st, None, b"")
+        file.low, file.loname = place, loname
         return file, st
 
     def _indexed(

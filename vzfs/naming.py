@@ -24,6 +24,8 @@ WHITEOUT = b"whiteout"
 DEFAULT_ACL = "system.posix_acl_default"
 ACCESS_ACL = "system.posix_acl_access"
 MAGIC = b"////"
+#: Instead of a descriptor, or of the -1 of what has none: it was not made.
+_NOTHING = -2
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -101,18 +103,25 @@ class Naming(CopyUp):
         inherits = self.has_default_acl(parent)
         if not inherits:
             mode &= ~caller.umask
-        above = os.stat(dir_fd)
+        above = os.fstat(dir_fd)
         gid = above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
         if stat.S_ISDIR(mode) and above.st_mode & stat.S_ISGID:
             mode |= stat.S_ISGID
         if self.ledger is not None:
             self.ledger.reserve(caller.uid, gid, 0, 1)
         try:
-            covered = bool(parent.lows) and self._is_whiteout(dir_fd, name)
-            if covered or mark:
+            covered = bool(mark) and bool(parent.lows) and self._is_whiteout(dir_fd, name)
+            fd = _NOTHING
+            if not mark:
+                try:
+                    fd = make(dir_fd, name, mode)
+                except FileExistsError:
+                    covered = bool(parent.lows) and self._is_whiteout(dir_fd, name)
+                    if not covered:
+                        raise
+            if fd == _NOTHING:
                 fd, st = self._new_aside(parent, name, mode, caller.uid, gid, make, covered, mark)
             else:
-                fd = make(dir_fd, name, mode)
                 st = self._give(dir_fd, name, fd, mode, caller.uid, gid)
                 self._charge_created(dir_fd, name, fd, st, above)
         except BaseException:
@@ -133,7 +142,7 @@ class Naming(CopyUp):
         self, dir_fd: int, name: bytes, fd: int, mode: int, uid: int, gid: int
     ) -> os.stat_result:
         """Give a fresh object its owner, and the mode bits which chown(2) takes away."""
-        st = os.stat(fd) if fd >= 0 else os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        st = os.fstat(fd) if fd >= 0 else os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         special = mode & (stat.S_ISUID | stat.S_ISGID)
         if st.st_uid == uid and st.st_gid == gid and st.st_mode & special == special:
             return st
@@ -145,7 +154,7 @@ class Naming(CopyUp):
         if special and not stat.S_ISLNK(mode):
             wanted = stat.S_IMODE(st.st_mode) | special
             os.chmod(proc_fd(fd) if fd >= 0 else proc_path(dir_fd, name), wanted)
-        return os.stat(fd) if fd >= 0 else os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return os.fstat(fd) if fd >= 0 else os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
     def _new_aside(
         self,
@@ -195,7 +204,7 @@ class Naming(CopyUp):
             except OSError:
                 if self.ledger is not None:
                     self.ledger.release(st.st_uid, st.st_gid, st.st_blocks, 0)
-                _remove(here, spare, fd, st)
+                remove_made(here, spare, fd, st)
                 raise
         finally:
             if shop >= 0:
@@ -209,14 +218,14 @@ class Naming(CopyUp):
         """Charge the blocks of a fresh object and of the entry in its directory."""
         if self.ledger is None:
             return
-        grown = os.stat(dir_fd).st_blocks - above.st_blocks
+        grown = os.fstat(dir_fd).st_blocks - above.st_blocks
         try:
             if grown:
                 self.ledger.reserve(above.st_uid, above.st_gid, grown, 0)
             if st.st_blocks:
                 self.ledger.reserve(st.st_uid, st.st_gid, st.st_blocks, 0)
         except OSError:
-            _remove(dir_fd, name, fd, st)
+            remove_made(dir_fd, name, fd, st)
             raise
 
     def _discharge(self, st: os.stat_result, blocks: int | None = None) -> None:
@@ -298,7 +307,7 @@ class Naming(CopyUp):
         dir_fd = self.private(parent)
         if not self.has_default_acl(parent):
             mode &= ~caller.umask
-        above = os.stat(dir_fd)
+        above = os.fstat(dir_fd)
         gid = above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
         if self.ledger is not None:
             self.ledger.reserve(caller.uid, gid, 0, 1)
@@ -362,7 +371,7 @@ class Naming(CopyUp):
         node.links = count
 
 
-def _remove(dir_fd: int, name: bytes, fd: int, st: os.stat_result) -> None:
+def remove_made(dir_fd: int, name: bytes, fd: int, st: os.stat_result) -> None:
     """Undo the creation of an object that was refused; ``fd`` is open on it, or -1."""
     if fd >= 0:
         os.close(fd)

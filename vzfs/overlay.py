@@ -153,7 +153,7 @@ class Overlay:
         """Return the attributes of the object as the backing file system has them."""
         if isinstance(node, Directory):
             place = node.up if node.up is not None else node.lows[0]
-            return os.stat(place.fd if place.fd >= 0 else place.open())
+            return os.fstat(place.fd if place.fd >= 0 else place.open())
         assert isinstance(node, File)
         if node.twin is not None:
             node = node.twin
@@ -162,7 +162,7 @@ class Overlay:
         if node.magic:
             return self.stat_lower(node)
         if node.fd >= 0:
-            return os.stat(node.fd)
+            return os.fstat(node.fd)
         if node.up is not None:
             up = node.up
             return os.stat(
@@ -173,7 +173,7 @@ class Overlay:
     def stat_lower(self, node: File) -> os.stat_result:
         """Return the attributes of the lower file."""
         if node.lower_fd >= 0:
-            return os.stat(node.lower_fd)
+            return os.fstat(node.lower_fd)
         if node.low is None:
             raise failure(errno.ESTALE)
         return os.stat(node.loname, dir_fd=node.low.open(), follow_symlinks=False)
@@ -208,17 +208,18 @@ class Overlay:
                     links = self.lower_links(real, st)
             if real.escaped:
                 mode = stat.S_IFCHR | stat.S_IMODE(mode)
-        atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
+        # By number, stat_result has whole seconds.
+        atime, mtime, ctime = st[7], st[8], st[9]
         return (
             node.ino,
             size,
             blocks,
-            atime // NANO,
-            mtime // NANO,
-            ctime // NANO,
-            atime % NANO,
-            mtime % NANO,
-            ctime % NANO,
+            atime,
+            mtime,
+            ctime,
+            st.st_atime_ns - atime * NANO,
+            st.st_mtime_ns - mtime * NANO,
+            st.st_ctime_ns - ctime * NANO,
             mode,
             links,
             st.st_uid if self.shift is None else self.shift.outward(st.st_uid),
@@ -256,6 +257,16 @@ class Overlay:
         if node.low is None:
             raise failure(errno.ESTALE)
         return layers.proc_path(node.low.open(), node.loname)
+
+    def at(self, node: Node) -> tuple[bytes, int]:
+        """Return (path, directory descriptor) for the calls which take both; see `follow`."""
+        if isinstance(node, File):
+            real = node.twin or node
+            up = real.up
+            if real.fd < 0 and up is not None and not real.magic:
+                return real.upname, up.fd if up.fd >= 0 else up.open()
+        # Absolute: the descriptor does not matter.
+        return self.path(node), self.stack.work
 
     def follow(self, node: Node) -> bool:
         """Tell whether the last component of `path` is a link of /proc to be followed."""

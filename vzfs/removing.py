@@ -101,11 +101,13 @@ class Removing(Naming):
 
     def unlink(self, parent: Directory, name: bytes) -> None:
         """Remove a file's name."""
-        node, _ = self.lookup(parent, name)
+        node, st = self.lookup(parent, name)
         if not isinstance(node, File):
             raise failure(errno.EISDIR)
+        known = node.has_copy and node.twin is None and not self.frozen
         self._group(node)
-        st = self.stat(node)
+        if not known:
+            st = self.stat(node)
         covers = self.lower_has(parent, name)
         real = node.up is not None and node.up is parent.up and node.upname == name
         self._pin(node)
@@ -177,9 +179,24 @@ class Removing(Naming):
         node, _ = self.lookup(parent, name)
         if not isinstance(node, Directory):
             raise failure(errno.ENOTDIR)
+        covers = self.lower_has(parent, name)
+        if node.up is not None and not node.lows and not covers:
+            # Nothing but what is in it can keep it: the file system below knows.
+            place = node.up
+            st = os.fstat(place.fd if place.fd >= 0 else place.open())
+            dir_fd = self.private(parent)
+            try:
+                os.rmdir(name, dir_fd=dir_fd)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+            else:
+                self._pin(node)
+                self._discharge(st)
+                self._nameless(node)
+                return
         if self.visible(node):
             raise failure(errno.ENOTEMPTY)
-        covers = self.lower_has(parent, name)
         st = self.stat(node)
         self._pin(node)
         work = self.stack.temporary

@@ -91,9 +91,9 @@ class Renaming(Removing):
             self._pin(victim)
             if isinstance(victim, Directory) and victim.up is not None:
                 self._empty(victim)
-        covered = victim is None and self._is_whiteout(target, new)
         real = self._is_real(parent, name, node)
-        if isinstance(node, Directory) and covered:
+        # A file takes the place of a whiteout by itself.
+        if victim is None and isinstance(node, Directory) and self._is_whiteout(target, new):
             syscalls.rename(source, name, target, new, syscalls.RENAME_EXCHANGE)
             if not leaves:
                 os.unlink(name, dir_fd=source)
