@@ -209,7 +209,7 @@ class Overlay:
             if real.escaped:
                 mode = stat.S_IFCHR | stat.S_IMODE(mode)
         # By number, stat_result has whole seconds.
-        atime, mtime, ctime = st[7], st[8], st[9]
+        atime, mtime, ctime = map(int, st[7:10])
         return (
             node.ino,
             size,
