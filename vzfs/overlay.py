@@ -147,6 +147,10 @@ class Overlay:
         """Find a node a former server handed out. Raises ESTALE when that is impossible."""
         raise failure(errno.ESTALE)
 
+    def known_before(self, node: Node) -> bool:
+        """Tell whether the kernel knows an object by this id from a former server."""
+        return False
+
     # attributes
 
     def stat(self, node: Node) -> os.stat_result:

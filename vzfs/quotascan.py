@@ -1,8 +1,7 @@
 """Count what an area uses: blocks and inodes, in all and by owner, hard links once.
 
 What ``du`` counts, and what the ledger must agree with; whiteouts, which take no block and which
-their users do not see, are left out. Made for trees which an enemy filled: no
-path is built, so neither depth nor names matter, and two descriptors are open at most.
+their users do not see, are left out.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+from vzfs.walking import directories
 
 
 @dataclass(slots=True)
@@ -37,64 +36,38 @@ def scan(area: Path | str, wanted: Collection[int] = (), index: Path | str = "")
     """
     total = Scan()
     linked: set[int] = set()
-    fd = os.open(area, _DIRECTORY)
-    try:
-        top = os.fstat(fd)
-        _add(total, top, wanted)
-        # Per level: the names of directories still to be visited, and the level's own inode.
-        levels = [(_read(fd, top.st_dev, total, linked, wanted), top.st_ino)]
-        while levels:
-            names, _ = levels[-1]
-            if not names:
-                levels.pop()
-                if levels:
-                    fd = _swap(fd, "..", top.st_dev, levels[-1][1])
-                continue
-            fd = _swap(fd, names.pop(), top.st_dev, None)
-            inode = os.fstat(fd).st_ino
-            levels.append((_read(fd, top.st_dev, total, linked, wanted), inode))
-    finally:
-        os.close(fd)
+    device = -1
+    for fd, entries in directories(area):
+        if device < 0:
+            top = os.fstat(fd)
+            device = top.st_dev
+            _add(total, top, wanted)
+        _count(entries, device, total, linked, wanted)
     if index:
-        fd = os.open(index, _DIRECTORY)
-        try:
-            _read(fd, top.st_dev, total, linked, wanted)
-        finally:
-            os.close(fd)
+        with os.scandir(index) as found:
+            _count(found, device, total, linked, wanted)
     return total
 
 
-def _swap(fd: int, name: str, device: int, inode: int | None) -> int:
-    """Return a descriptor of ``name`` in ``fd``, which is closed; check what was reached."""
-    new = os.open(name, _DIRECTORY, dir_fd=fd)
-    status = os.fstat(new)
-    if status.st_dev != device or (inode is not None and status.st_ino != inode):
-        os.close(new)
-        raise OSError(errno.EXDEV, "the tree crosses a mount point or moved while scanned", name)
-    os.close(fd)
-    return new
-
-
-def _read(
-    fd: int, device: int, total: Scan, linked: set[int], wanted: Collection[int]
-) -> list[str]:
-    below: list[str] = []
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            status = entry.stat(follow_symlinks=False)
-            if status.st_dev != device:
-                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), entry.name)
-            if stat.S_ISDIR(status.st_mode):
-                below.append(entry.name)
-            elif stat.S_ISCHR(status.st_mode) and not status.st_rdev:
-                # A whiteout hides a name of a lower layer; to its users it is no file at all.
+def _count(
+    entries: Iterable[os.DirEntry[str]],
+    device: int,
+    total: Scan,
+    linked: set[int],
+    wanted: Collection[int],
+) -> None:
+    for entry in entries:
+        status = entry.stat(follow_symlinks=False)
+        if status.st_dev != device:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), entry.name)
+        if stat.S_ISCHR(status.st_mode) and not status.st_rdev:
+            # A whiteout hides a name of a lower layer; to its users it is no file at all.
+            continue
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            if status.st_ino in linked:
                 continue
-            elif status.st_nlink > 1:
-                if status.st_ino in linked:
-                    continue
-                linked.add(status.st_ino)
-            _add(total, status, wanted)
-    return below
+            linked.add(status.st_ino)
+        _add(total, status, wanted)
 
 
 def _add(total: Scan, status: os.stat_result, wanted: Collection[int]) -> None:

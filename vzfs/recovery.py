@@ -4,8 +4,8 @@ A server that replaces a killed one starts with an empty table while the kernel 
 it was given before. An id says which inode of which device it was born as, so the object can be
 opened by a file handle, open_by_handle_at(2). Where it is now is then read from /proc and looked
 up like any other name, and believed only if that leads to the same object again: a file which was
-copied up since must not be mistaken for its origin. What has no name (any more) is served by the
-descriptor alone.
+copied up since must not be mistaken for its origin. A copy that got another name than its origin is
+found by the mark it carries. What has no name (any more) is served by the descriptor alone.
 
 Handles are composed for file systems of the ext family only (an inode number, any generation).
 Elsewhere every unknown id is stale, and the kernel looks the path up again: open files keep
@@ -18,6 +18,8 @@ import errno
 import os
 import stat
 import struct
+import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vzfs import layers, syscalls
@@ -25,6 +27,7 @@ from vzfs.files import Files
 from vzfs.inodes import UNCOMPUTED, Directory, File, Node, split_id
 from vzfs.layers import proc_fd
 from vzfs.overlay import failure
+from vzfs.walking import directories
 
 if TYPE_CHECKING:
     from vzfs.layers import Layer
@@ -40,6 +43,9 @@ class Recovering(Files):
     #: This server replaced another one, so unknown ids may be known to the kernel.
     resumed = False
     _mounts: dict[int, int] | None = None
+    #: Private copies by the slot and inode of what they were copied from, as last searched for.
+    _copies: Mapping[tuple[int, int], int] = {}
+    _search_again_s = 0.0
 
     def recover(self, nid: int) -> Node:
         """Return the node a former server called ``nid``. Raises ESTALE when it is not found."""
@@ -52,6 +58,8 @@ class Recovering(Files):
         try:
             st = os.fstat(fd)
             node = self._by_path(fd, slot, st)
+            if node is None and slot and not stat.S_ISDIR(st.st_mode):
+                node = self._by_copy(slot, inode)
             if stat.S_ISDIR(st.st_mode):
                 if node is None or node.nid != nid:
                     raise failure(errno.ESTALE)
@@ -59,6 +67,15 @@ class Recovering(Files):
             return self._file_again(nid, epoch, slot, fd, st, node)
         finally:
             os.close(fd)
+
+    def known_before(self, node: Node) -> bool:
+        """Tell whether the kernel knows an object by this id from a former server.
+
+        It removes only what it knows, and forgets that later. Until then the inode has to be kept:
+        an object that got its number, and with it its id, would be taken for the removed one.
+        Ids of files with an epoch are never given again.
+        """
+        return self.resumed and (isinstance(node, Directory) or not self.table.epoch)
 
     def _open_inode(self, slot: int, inode: int) -> int:
         if inode > 0xFFFFFFFF:
@@ -101,6 +118,39 @@ class Recovering(Files):
                 if node is not None and self._is(node, slot, st):
                     return node
         return None
+
+    def _by_copy(self, slot: int, inode: int) -> Node | None:
+        """Return the node of a copy whose name is not that of the lower file any more."""
+        copy = self._copies.get((slot, inode))
+        if copy is None and time.monotonic() >= self._search_again_s:
+            began = time.monotonic()
+            self._copies = self._search_copies()
+            # Who asks in vain for many files must not make all others wait.
+            self._search_again_s = time.monotonic() + 10 * (time.monotonic() - began)
+            copy = self._copies.get((slot, inode))
+        if copy is None:
+            return None
+        fd = self._open_inode(0, copy)
+        try:
+            return self._by_path(fd, 0, os.fstat(fd))
+        finally:
+            os.close(fd)
+
+    def _search_copies(self) -> dict[tuple[int, int], int]:
+        """Return the inodes of the private copies of lower files, by slot and inode of those."""
+        found: dict[tuple[int, int], int] = {}
+        for fd, entries in directories(self.stack.upper.path):
+            if layers.get_mark_fd(fd, layers.IMPURE) is None:
+                continue
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    continue
+                path = layers.proc_path(fd, os.fsencode(entry.name))
+                mark = layers.get_mark(path, layers.ORIGIN)
+                origin = self.stack.parse_origin(mark) if mark else None
+                if origin is not None:
+                    found[origin] = entry.inode()
+        return found
 
     def _walk(self, names: list[bytes]) -> Node | None:
         node: Node = self.root

@@ -44,7 +44,7 @@ class Removing(Naming):
             node.up = None
             if node.twin is not None:
                 self._nameless(node.twin)
-        if node.lookups <= 0:
+        if node.lookups <= 0 and not self.known_before(node):
             self.table.forget(node.nid, 0)
             self.retire(node)
 
