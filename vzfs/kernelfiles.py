@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -26,6 +27,12 @@ _BACKINGS = 128
 _LEFT_S = 2.0
 #: How many of them are closed between two requests.
 _CLOSED_AT_A_TIME = 1024
+#: The most bytes of one write(2) that arrive in one request.
+MAX_WRITE = 1 << 20
+_BUFFER = MAX_WRITE + 8192
+#: Bytes of a request without data: two names, or one and the longest target of a link.
+_PLAIN = 8192
+_MADV_POPULATE_WRITE = 23  # asm-generic/mman-common.h, since Linux 5.14
 
 
 class FileRequests(Replies):
@@ -38,6 +45,20 @@ class FileRequests(Replies):
         #: The highest id a former server may have left registered, 0 when none is left.
         self._left = 0
         self._left_until_s = 0.0
+        #: Where requests arrive; pages which none ever reached cost nothing.
+        self.buffer = mmap.mmap(-1, _BUFFER)
+        self._present = 0
+        self._expect(_BUFFER if core.resumed else _PLAIN)
+
+    def _expect(self, size: int) -> None:
+        """Have the pages present into which requests of up to ``size`` bytes are copied.
+
+        Waiting for memory ends when this process is killed. The kernel then fails the request it
+        was copying (EIO, fs/fuse/dev.c), and does not keep it for the next server.
+        """
+        if size > self._present:
+            self.buffer.madvise(_MADV_POPULATE_WRITE, 0, size)
+            self._present = size
 
     def find_left_backings(self) -> None:
         """Find out what the former server had registered: it pins deleted files.
@@ -86,13 +107,17 @@ class FileRequests(Replies):
     def _answer_open(self, node: File, flags: int, fd: int = -1) -> tuple[int, int, int]:
         """Return (fh, FOPEN flags, backing id) for an open file."""
         core = self.core
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
         if core.passthrough and stat.S_ISREG(node.kind):
             backing = self._backing(node, fd)
             if backing:
                 how = protocol.FOPEN_PASSTHROUGH | protocol.FOPEN_NOFLUSH
-                if flags & os.O_ACCMODE != os.O_RDONLY and self._must_count(node):
+                if writes and self._must_count(node):
                     how |= protocol.FOPEN_DIRECT_IO
+                    self._expect(_BUFFER)
                 return 0, how, backing
+        if writes:
+            self._expect(_BUFFER)
         # A control file has other contents at every read.
         how = protocol.FOPEN_KEEP_CACHE if node.kind else protocol.FOPEN_DIRECT_IO
         return 0, how | protocol.FOPEN_NOFLUSH, 0

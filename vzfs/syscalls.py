@@ -124,6 +124,7 @@ _umount2 = _function("umount2", _int, _char_p, _int)
 _fallocate = _function("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
 _sync_file_range = _function("sync_file_range", _int, _int, ctypes.c_int64, ctypes.c_int64, _uint)
 _syncfs = _function("syncfs", _int, _int)
+_mallopt = _function("mallopt", _int, _int, _int)
 _prctl = _function("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _linkat = _function("linkat", _int, _int, _char_p, _int, _char_p, _int)
 _renameat2 = _call("renameat2", _int, _char_p, _int, _char_p, _uint)
@@ -294,3 +295,11 @@ def set_name(name: str) -> None:
     """Name this process for ps(1), prctl(2) PR_SET_NAME."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _prctl(15, ctypes.addressof(buffer), 0, 0, 0)
+
+
+def touch_allocations() -> None:
+    """Have malloc(3) write to whatever it hands out, so that its pages are present.
+
+    mallopt(3) M_PERTURB: what is allocated and freed is filled with a byte.
+    """
+    _mallopt(-6, 0x55)

@@ -1,14 +1,12 @@
 """The transport which speaks the protocol of /dev/fuse itself, with passthrough.
 
 One thread reads a request, runs the operation, writes the reply. `Later` parks the request until
-the job's thread is done. The request buffer is an anonymous mapping: pages of it which no request
-ever reached cost nothing.
+the job's thread is done.
 """
 
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import select
 import struct
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from vzfs import protocol, resend
 from vzfs.inodes import File, Node
-from vzfs.kernelfiles import FileRequests
+from vzfs.kernelfiles import MAX_WRITE, FileRequests
 from vzfs.kernelnames import NameRequests
 from vzfs.kernelreplies import GONE
 from vzfs.overlay import Job, Later, failure
@@ -31,7 +29,6 @@ from vzfs.protocol import OUT_HEADER, OUT_SIZE, Op
 if TYPE_CHECKING:
     from vzfs.operations import Operations
 
-_MAX_WRITE = 1 << 20
 _WANTED = (
     protocol.ASYNC_READ
     | protocol.ATOMIC_O_TRUNC
@@ -85,7 +82,7 @@ class KernelTransport(NameRequests, FileRequests):
 
     def serve(self) -> None:
         """Answer requests until the file system is unmounted."""
-        buffer = mmap.mmap(-1, _MAX_WRITE + 8192)
+        buffer = self.buffer
         view = memoryview(buffer)
         buffers = [buffer]
         start = protocol.IN_START.unpack_from
@@ -257,9 +254,9 @@ class KernelTransport(NameRequests, FileRequests):
             agreed & 0xFFFFFFFF,
             64,
             48,
-            _MAX_WRITE,
+            MAX_WRITE,
             1,
-            _MAX_WRITE // 4096,
+            MAX_WRITE // 4096,
             0,
             agreed >> 32,
             depth,

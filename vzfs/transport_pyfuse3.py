@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyfuse3
 import trio
 
-from vzfs import protocol, resend
+from vzfs import protocol, resend, syscalls
 from vzfs.attributes import Change, is_host_root, keeps_setid
 from vzfs.inodes import Directory, File, Node
 from vzfs.listing import DOT, DOTDOT
@@ -49,6 +49,9 @@ def serve(fd: int, core: Operations, flags: int, on_init: Callable[[int], None])
         on_init(flags)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     placeholder = theirs.detach()  # libfuse closes it in the end
+    # Waiting for memory ends when this process is killed. The kernel then fails the request it was
+    # copying (EIO, fs/fuse/dev.c), so libfuse's buffers must be present before they are read to.
+    syscalls.touch_allocations()
     with ours:
         ours.send(own_init(flags & 0xFFFFFFFF & ~protocol.INIT_EXT))
         handlers = Handlers(core, fd, placeholder)

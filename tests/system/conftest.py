@@ -235,3 +235,10 @@ def warm_system(template_area: Path) -> Iterator[System]:
 def shared_system(template_area: Path) -> Iterator[System]:
     """One system for the tests of a module which leave its containers as they find them."""
     yield from _system(template_area, service=False)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a real file system; the trees in it are not worth keeping."""
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)

@@ -7,9 +7,8 @@ kernel overlayfs; a case that fails there is wrong.
 """
 
 import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ SUBJECTS = [("vzfs-kernel", layer) for layer in ("upper", "lower")]
 SUBJECTS += [("vzfs-pyfuse3", layer) for layer in ("upper", "lower")]
 ORACLES = [("ext4", "upper"), ("overlayfs", "upper"), ("overlayfs", "lower")]
 CHOSEN = SUBJECTS + (ORACLES if os.environ.get("PYVZ_ORACLE") else [])
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a real file system; the trees in it are not worth keeping."""
-    yield tmp_path
-    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @pytest.mark.parametrize("area", suite.AREAS)

@@ -5,11 +5,8 @@ server when one was killed.
 """
 
 import errno
-import hashlib
-import json
 import mmap
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,132 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import mixedload
 import pytest
 from posixcases import beds
+from posixcases.beds import supervised
 from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 from posixcases.trees import Entry, difference, snapshot
 
 pytestmark = pytest.mark.root
 
-KILLS = int(os.environ.get("PYVZ_CRASH_KILLS", "100"))
 BIG = 3 << 20
-TRANSPORTS = ["vzfs-kernel", "vzfs-pyfuse3"]
-
-
-def supervised(bed: str, home: Path) -> beds.Vzfs:
-    """Return a bed whose server can be replaced."""
-    kind = beds.BEDS[bed]
-    if missing := kind.missing():
-        pytest.skip(missing)
-    subject = kind(home / "bed")
-    assert isinstance(subject, beds.Vzfs)
-    subject.supervised = True
-    return subject
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a real file system; the trees in it are not worth keeping."""
-    yield tmp_path
-    shutil.rmtree(tmp_path, ignore_errors=True)
-
-
-@pytest.mark.parametrize("bed", TRANSPORTS)
-def test_a_mixed_load_survives_many_deaths_of_the_server(home: Path, bed: str) -> None:
-    subject = supervised(bed, home)
-    loads = 3
-    kills = KILLS
-    dice = random.Random(7)
-    for number in range(loads):
-        folder = subject.lower / f"load{number}"
-        folder.mkdir()
-        for name in range(12):
-            (folder / f"lower{name}").write_bytes(dice.randbytes(dice.choice([100, 9000, 400_000])))
-    below = snapshot(subject.lower)
-    subject.mount()
-    stop = mmap.mmap(-1, 1)
-    children = []
-    reports = []
-    try:
-        for number in range(loads):
-            near, far = os.pipe()
-            child = os.fork()
-            if child == 0:
-                subject.let_go()
-                mixedload.run(subject.merged / f"load{number}", number, stop, far)
-                os._exit(0)
-            os.close(far)
-            children.append(child)
-            reports.append(near)
-        died_early = 0
-        for _ in range(kills):
-            # A request may be begun twice, on one server and the next; a third is more than the
-            # kernel tries (ESTALE), so every server gets some time.
-            time.sleep(dice.choice([0.1, 0.15, 0.3]))
-            if subject.died():
-                died_early += 1
-            else:
-                subject.kill()
-            subject.serve(resume=True)
-        time.sleep(0.3)
-        stop[0] = 1
-        results = [_report(near) for near in reports]
-        assert died_early == 0, subject.log.read_text()[-2000:]
-    finally:
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-        if subject.server >= 0 and subject.died():
-            subject.let_go()
-        for child in children:
-            os.waitpid(child, 0)
-        for near in reports:
-            os.close(near)
-        if any("error" in r for r in locals().get("results", [{"error": ""}])):
-            subject.abandon()
-    for result in results:
-        assert "error" not in result, result["error"]
-    subject.remount()
-    try:
-        for number, result in enumerate(results):
-            folder = subject.merged / f"load{number}"
-            files, folders = result["files"], result["folders"]
-            for name, digest in files.items():
-                assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
-            for name in folders:
-                assert (folder / name).is_dir()
-            known = set(files) | set(folders)
-            extra = set(os.listdir(folder)) - known
-            assert len(extra) <= 1, f"names nobody made: {extra}"  # the reader's own file
-    finally:
-        subject.abandon()
-    assert not difference(snapshot(subject.lower), below)
-    acts, repeated = (sum(r[k] for r in results) for k in ("acts", "repeated"))
-    print(f"{bed}: {kills} kills, {acts} acts, {repeated} of them found done")
-    assert acts > kills
-    assert not repeated, "a user was told of an error though the act was done"
-
-
-def _report(near: int) -> dict[str, Any]:
-    text = b""
-    deadline = time.monotonic() + 60
-    os.set_blocking(near, False)
-    while time.monotonic() < deadline:
-        try:
-            piece = os.read(near, 1 << 20)
-        except BlockingIOError:
-            time.sleep(0.01)
-            continue
-        if not piece:
-            break
-        text += piece
-    return dict(json.loads(text)) if text else {"error": "the load hangs"}
-
-
-# Death at every step -------------------------------------------------------------------------------
-
 STEPS = (
     "open", "mkdir", "mknod", "symlink", "link", "rename", "unlink", "rmdir", "setxattr",
     "removexattr", "chmod", "fchmod", "chown", "fchown", "lchown", "utime", "truncate", "ftruncate",

@@ -6,8 +6,6 @@ kernel overlayfs, in the private area. The layers below must stay as they were.
 """
 
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,13 +176,6 @@ ACTS: dict[str, tuple[Move, ...]] = {
     "change-inside": (Move("create", ("d/x/new", DATA)), Move("unlink", ("d/x/in",)), Move("rename", ("d/x/sub", "d/x/sub2", 0)), Move("listing", ("d/x",))),
     "move-inner": (Move("rename", ("d/x/sub", "z/sub", 0)), Move("rename", ("d/x/in", "d/in", 0)), Move("rename", ("d/x", "d/w", 0)), Move("listing", ("d/w",))),
 }  # fmt: skip
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a real file system; the trees in it are not worth keeping."""
-    yield tmp_path
-    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 # The core is the same under either transport; the portable one is tried with what moves data

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import pytest
+
 from . import calls
 
 if TYPE_CHECKING:
@@ -251,3 +253,15 @@ def _lacks(module: str) -> str:
 BEDS: dict[str, type[Bed]] = {
     bed.name: bed for bed in (Bed, Overlayfs, FuseOverlayfs, Vzfs, VzfsPyfuse3)
 }
+
+
+def supervised(bed: str, home: Path, **settings: object) -> Vzfs:
+    """Return a bed whose server can be replaced, with further fields of its options."""
+    kind = BEDS[bed]
+    if missing := kind.missing():
+        pytest.skip(missing)
+    subject = kind(home / "bed")
+    assert isinstance(subject, Vzfs)
+    subject.supervised = True
+    subject.settings = settings
+    return subject
