@@ -11,7 +11,7 @@ import time
 from typing import NamedTuple
 
 from vzfs import layers, protocol, syscalls
-from vzfs.inodes import Directory, File, Node
+from vzfs.inodes import Directory, File, Node, split_id
 from vzfs.listing import Reading
 from vzfs.naming import ACCESS_ACL, SELF, Caller
 from vzfs.overlay import failure
@@ -221,6 +221,23 @@ class Attributes(Reading):
         return syscalls.statx(
             syscalls.AT_FDCWD, self.path(node), syscalls.AT_SYMLINK_NOFOLLOW, mask
         )
+
+    def generation(self, node: Node) -> int:
+        """Return what tells an object from an earlier one with the same id.
+
+        Without passthrough a file which was removed while open goes with its server, and its inode
+        number may be another file's under the next. The kernel must not take that for the same.
+        """
+        if self.passthrough:
+            return 0  # it holds what is open, and ids of files differ from server to server
+        if node.generation is None:
+            _, slot, _ = split_id(node.nid)
+            if slot or (isinstance(node, File) and node.magic):
+                node.generation = 0  # a template's inodes stay
+            else:
+                seconds, nanoseconds = self.statx(node)[13:15]
+                node.generation = seconds * 10**9 + nanoseconds  # when it was made
+        return node.generation
 
     # extended attributes
 

@@ -42,7 +42,7 @@ UNCOMPUTED = 0xF
 class Node:
     """What a node id stands for."""
 
-    __slots__ = ("fd", "flags", "ino", "lookups", "name", "nid", "parent")
+    __slots__ = ("fd", "flags", "generation", "ino", "lookups", "name", "nid", "parent")
 
     def __init__(self, nid: int, ino: int, parent: Directory | None, name: bytes) -> None:
         self.nid = nid
@@ -56,6 +56,8 @@ class Node:
         self.fd = -1
         #: Inode flags of the private object, None when not read yet.
         self.flags: int | None = None
+        #: Tells the object from others that had its id, None when not asked for yet.
+        self.generation: int | None = None
 
     def release(self) -> None:
         """Close what the node holds."""

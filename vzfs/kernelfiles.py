@@ -221,7 +221,7 @@ class FileRequests(Replies):
                 0,
                 unique,
                 node.nid,
-                0,
+                self.core.generation(node),
                 seconds,
                 seconds,
                 nanoseconds,

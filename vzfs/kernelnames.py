@@ -245,8 +245,9 @@ class NameRequests(Replies):
             shown = attributes(node, st)
             if plus:
                 node.lookups += 1
+                born = core.generation(node)
                 parts.append(
-                    entry_out(node.nid, 0, seconds, seconds, nanoseconds, nanoseconds, *shown)
+                    entry_out(node.nid, born, seconds, seconds, nanoseconds, nanoseconds, *shown)
                 )
             head = dirent(shown[0], cookies[number], len(name), shown[9] >> 12)
             parts.append((head + name).ljust(length, b"\0"))

@@ -65,7 +65,7 @@ class Replies:
                 0,
                 unique,
                 node.nid,
-                0,
+                self.core.generation(node),
                 seconds,
                 seconds,
                 nanoseconds,

@@ -112,7 +112,7 @@ class Replies(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         # pyfuse3 knows one number for both: st_ino is the node id.
         entry.st_ino = node.nid
-        entry.generation = 0
+        entry.generation = node.generation or 0
         entry.entry_timeout = entry.attr_timeout = self.core.options.timeout_s
         entry.st_size, entry.st_blocks = shown[1], shown[2]
         entry.st_atime_ns = shown[3] * 10**9 + shown[6]
@@ -125,6 +125,7 @@ class Replies(pyfuse3.Operations):
 
     def _given(self, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
         """Return an entry the kernel takes a reference to."""
+        self.core.generation(node)
         entry = self._entry(node, st)
         if isinstance(node, File) and node.magic and stat.S_ISLNK(st.st_mode):
             entry.entry_timeout = entry.attr_timeout = 0  # the next lookup shows the file

@@ -5,7 +5,8 @@ it was given before. An id says which inode of which device it was born as, so t
 opened by a file handle, open_by_handle_at(2). Where it is now is then read from /proc and looked
 up like any other name, and believed only if that leads to the same object again: a file which was
 copied up since must not be mistaken for its origin. A copy that got another name than its origin is
-found by the mark it carries. What has no name (any more) is served by the descriptor alone.
+found by the mark it carries. What has no name (any more) is served by the descriptor alone where the
+kernel holds it open for passthrough; else it went with its server.
 
 Handles are composed for file systems of the ext family only (an inode number, any generation).
 Elsewhere every unknown id is stale, and the kernel looks the path up again: open files keep
@@ -19,7 +20,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vzfs import layers, syscalls
@@ -58,8 +59,8 @@ class Recovering(Files):
         try:
             st = os.fstat(fd)
             node = self._by_path(fd, slot, st)
-            if node is None and slot and not stat.S_ISDIR(st.st_mode):
-                node = self._by_copy(slot, inode)
+            if node is None and not stat.S_ISDIR(st.st_mode):
+                node = self._by_copy(slot, inode) if slot else self._by_number(fd, st)
             if stat.S_ISDIR(st.st_mode):
                 if node is None or node.nid != nid:
                     raise failure(errno.ESTALE)
@@ -106,6 +107,10 @@ class Recovering(Files):
 
     def _by_path(self, fd: int, slot: int, st: os.stat_result) -> Node | None:
         """Return the node the object's present path leads to, if that is this object."""
+        return next((node for node in self._there(fd, slot) if self._is(node, slot, st)), None)
+
+    def _there(self, fd: int, slot: int) -> Iterator[Node]:
+        """Yield the nodes the object's present path leads to, one for each layer it may be in."""
         path = os.readlink(proc_fd(fd))
         for layer in self.stack.layers:
             if layer.slot != slot:
@@ -115,8 +120,19 @@ class Recovering(Files):
                 node = self._walk(names)
                 if node is None and layer.root.layer:
                     node = self._walk_moved(names)
-                if node is not None and self._is(node, slot, st):
-                    return node
+                if node is not None:
+                    yield node
+
+    def _by_number(self, fd: int, st: os.stat_result) -> Node | None:
+        """Return the node of a private file of which the kernel below remembers no name."""
+        if not st.st_nlink or _leads_to(os.readlink(proc_fd(fd)), st):
+            return None
+        for folder, entries in directories(self.stack.upper.path):
+            for entry in entries:
+                if entry.inode() == st.st_ino:
+                    path = os.readlink(proc_fd(folder)) + b"/" + os.fsencode(entry.name)
+                    names = _below(self.stack.upper, path)
+                    return self._walk(names) if names is not None else None
         return None
 
     def _by_copy(self, slot: int, inode: int) -> Node | None:
@@ -132,7 +148,8 @@ class Recovering(Files):
             return None
         fd = self._open_inode(0, copy)
         try:
-            return self._by_path(fd, 0, os.fstat(fd))
+            born = (slot, inode)
+            return next((n for n in self._there(fd, 0) if split_id(n.nid)[1:] == born), None)
         finally:
             os.close(fd)
 
@@ -201,7 +218,7 @@ class Recovering(Files):
         _, node_slot, node_inode = split_id(node.nid)
         if (node_slot, node_inode) == (slot, st.st_ino):
             return True
-        if slot or not isinstance(node, File) or not node.has_copy:
+        if slot or not self.passthrough or not isinstance(node, File) or not node.has_copy:
             return False
         return self.stat(node).st_ino == st.st_ino
 
@@ -211,7 +228,9 @@ class Recovering(Files):
         """Return a file under the id of a former server."""
         if isinstance(node, File) and node.nid == nid:
             return node
-        if node is None and slot:
+        if node is None and (slot or st.st_nlink or not self.passthrough):
+            # Only passthrough keeps a file without a name beyond its server. Without, or with a
+            # name elsewhere, this is another file which got the number.
             raise failure(errno.ESTALE)
         ino = node.ino if node is not None else st.st_ino
         file = File(nid, ino, None, b"", stat.S_IFMT(st.st_mode))
@@ -242,6 +261,14 @@ class Recovering(Files):
             raise failure(errno.EIO)
         file.meta = True
         file.low, file.loname = found.place, found.name
+
+
+def _leads_to(path: bytes, st: os.stat_result) -> bool:
+    """Tell whether ``path`` leads to the object with the attributes ``st``."""
+    try:
+        return os.path.samestat(os.lstat(path), st)
+    except OSError:
+        return False
 
 
 def _below(layer: Layer, path: bytes) -> list[bytes] | None:

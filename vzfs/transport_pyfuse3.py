@@ -396,6 +396,7 @@ class Handlers(Replies):
                 if error.errno in (errno.ENOENT, errno.EIO):
                     continue
                 raise
+            core.generation(node)
             entry = self._entry(node, st)
             if not pyfuse3.readdir_reply(token, listing.names[at], entry, listing.cookies[at]):
                 core.discard(node)

@@ -10,6 +10,8 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import IO, cast
 
@@ -151,6 +153,51 @@ def test_an_unlinked_open_file_survives(mounted: Restartable) -> None:
         if mounted.bed.transport == "kernel":
             assert file.read() == b"still here"
         assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("bed", "settings"),
+    [("vzfs-kernel", {}), ("vzfs-kernel", {"passthrough": False}), ("vzfs-pyfuse3", {})],
+    ids=["passthrough", "kernel", "pyfuse3"],
+)
+def test_a_descriptor_never_leads_to_a_file_that_got_the_inode(
+    tmp_path: Path, bed: str, settings: dict[str, object]
+) -> None:
+    subject = beds.BEDS[bed](tmp_path / "bed")
+    assert isinstance(subject, beds.Vzfs)
+    subject.settings = settings
+    running = Restartable(subject)
+    held: dict[int, FileIO] = {}
+    try:
+        for serial in range(20):
+            path = running.root / f"gone{serial}"
+            file = open(path, "w+b", buffering=0)
+            file.write(b"old")
+            held[os.fstat(file.fileno()).st_ino] = file
+            path.unlink()
+        running.restart()
+        reused = 0
+        for serial in range(60):
+            path = running.root / f"new{serial}"
+            path.write_text("new")
+            reused += path.stat().st_ino in held
+        for file in held.values():
+            with suppress(OSError):
+                assert os.pread(file.fileno(), 10, 0) in (b"old", b"")
+            with suppress(OSError):
+                os.pwrite(file.fileno(), b"scribble", 0)
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), 0)
+        for _ in range(2):
+            assert {(running.root / f"new{n}").read_text() for n in range(60)} == {"new"}
+            running.restart()
+        # Only passthrough keeps them. Else ext4 gives the lowest free number.
+        assert bool(reused) == (bed == "vzfs-pyfuse3" or "passthrough" in settings)
+    finally:
+        for file in held.values():
+            with suppress(OSError):
+                file.close()
+        running.abandon()
 
 
 def test_a_deleted_file_is_freed_though_its_server_died(mounted: Restartable) -> None:
