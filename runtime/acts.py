@@ -48,6 +48,7 @@ from runtime.net import netfilter
 from runtime.reports import CallerGone, Reporter
 from runtime.state import Phase, Process, RunState
 from vzfs import server as vzfs_server
+from vzfs.server import Hand
 
 if TYPE_CHECKING:
     from runtime.paths import Paths
@@ -100,6 +101,8 @@ class Kept:
     fuse_fd: int = -1
     options: bytes = b""
     server: Server | None = None
+    #: What all its file servers share, where the kernel does not keep their requests.
+    hand: Hand | None = None
     view_fd: int = -1
     source: bytes = b""
     view: Server | None = None

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from runtime import procview, syscalls
 from runtime.log import Log
 from vzfs import server as vzfs_server
+from vzfs.server import Hand
 
 #: Where a server has its end of the channel.
 _CHANNEL_FD = 3
@@ -92,11 +93,12 @@ def _keep_only(fd: int) -> None:
     os.close(null)
 
 
-def serve_files() -> None:
-    """Serve a container's files until they are unmounted."""
+def serve_files(hand: Hand | None) -> None:
+    """Serve a container's files until they are unmounted; all its servers share the ``hand``."""
 
     def serve(given: Given, fd: int, ready: Callable[[], None]) -> None:
-        vzfs_server.serve(fd, pickle.loads(given.what), given.resumed, ready=ready)
+        options = pickle.loads(given.what)
+        vzfs_server.serve(fd, options, given.resumed, hand=hand, ready=ready)
 
     _serve("vzfs", serve)
 

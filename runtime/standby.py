@@ -10,12 +10,15 @@ import signal
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from runtime import acts, children, syscalls
 from runtime.acts import Act, Kept
 from runtime.children import Server
 from runtime.plan import Order
+from vzfs import server as vzfs_server
+from vzfs.server import Hand
 
 #: The longest packed order, in bytes.
 LONGEST = 1 << 16
@@ -29,6 +32,8 @@ class Standby:
 
     files: tuple[Server, socket.socket]
     view: tuple[Server, socket.socket]
+    #: What the file servers share, where the kernel does not keep their requests.
+    hand: Hand | None
     #: Where the act is told what to start, and tells what to keep.
     act: socket.socket
 
@@ -39,7 +44,8 @@ class Standby:
         This process has nothing open that they must not have, and nothing done yet: what it has
         written to is twice in memory.
         """
-        files = children.fork("vzfs", children.serve_files)
+        hand = None if vzfs_server.keeps_requests() else Hand()
+        files = children.fork("vzfs", partial(children.serve_files, hand))
         view = children.fork("procview", children.serve_view)
         near, far = children.channel()
         supervisor = os.getpid()
@@ -47,7 +53,7 @@ class Standby:
             if os.fork() == 0:
                 near.close()
                 _act(far, supervisor, files, view)
-        return cls(files, view, near)
+        return cls(files, view, hand, near)
 
     def obey(self, order: bytes, fds: list[int]) -> Kept:
         """Have them start what the packed ``order`` says; return what the supervisor keeps.
@@ -62,6 +68,7 @@ class Standby:
             if channel is not None:
                 channel.close()
         kept.server_channel = kept.view_channel = None
+        kept.hand = self.hand
         return kept
 
 

@@ -26,6 +26,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 from runtime import (
@@ -417,7 +418,8 @@ class Supervisor:
             self.kept.log.write(
                 f"the file server died ({code}) and is started again", ctid=self.kept.ctid
             )
-            kept.server, channel = children.fork("vzfs", children.serve_files)
+            serve = partial(children.serve_files, kept.hand)
+            kept.server, channel = children.fork("vzfs", serve)
             with channel:
                 kept.give(channel, kept.options, kept.fuse_fd, resumed=True)
             self._replaced = True

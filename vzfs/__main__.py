@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
         "--transport",
         choices=("auto", "kernel", "pyfuse3"),
         default="auto",
-        help="how requests arrive: by our own reading of the kernel's protocol, with passthrough,"
-        " or through the portable library (default: auto, kernel where it offers passthrough)",
+        help="how requests arrive: by our own reading of the kernel's protocol, with passthrough"
+        " where there is any, or through the portable library (default: auto, which is kernel)",
     )
     mount.add_argument(
         "--no-passthrough",

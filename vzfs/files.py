@@ -121,9 +121,18 @@ class Files(Attributes):
             return fd
         if write and not node.private:
             self.own_data(node)
-        fd = self.open_file(node, os.O_RDWR if write else os.O_RDONLY)
+        fd = self._open_data(node, write)
         self._descriptors[key] = fd
         return fd
+
+    def _open_data(self, node: File, write: bool) -> int:
+        if not write:
+            return self.open_file(node, os.O_RDONLY)
+        try:
+            return self.open_file(node, os.O_RDWR)
+        except PermissionError:
+            # chattr(1) +a; the kernel has seen to it that who writes appends.
+            return self.open_file(node, os.O_RDWR | os.O_APPEND)
 
     def drop_descriptors(self, node: File) -> None:
         """Close what the cache holds of a file."""

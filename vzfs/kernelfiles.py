@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import stat
 import struct
@@ -16,6 +15,7 @@ from vzfs.inodes import File
 from vzfs.kernelreplies import GONE, Replies
 from vzfs.options import SESSION
 from vzfs.protocol import OUT_HEADER, OUT_SIZE
+from vzfs.resend import LONGEST, PLAIN, Hand
 
 if TYPE_CHECKING:
     from vzfs.operations import Operations
@@ -27,38 +27,21 @@ _BACKINGS = 128
 _LEFT_S = 2.0
 #: How many of them are closed between two requests.
 _CLOSED_AT_A_TIME = 1024
-#: The most bytes of one write(2) that arrive in one request.
-MAX_WRITE = 1 << 20
-_BUFFER = MAX_WRITE + 8192
-#: Bytes of a request without data: two names, or one and the longest target of a link.
-_PLAIN = 8192
-_MADV_POPULATE_WRITE = 23  # asm-generic/mman-common.h, since Linux 5.14
 
 
 class FileRequests(Replies):
     """Handlers of open files."""
 
-    def __init__(self, fd: int, core: Operations, flags: int) -> None:
+    def __init__(self, fd: int, core: Operations, flags: int, hand: Hand) -> None:
         super().__init__(fd, core, flags)
         #: Registered backing files nobody has open, oldest first: node id → node.
         self._idle: dict[int, File] = {}
         #: The highest id a former server may have left registered, 0 when none is left.
         self._left = 0
         self._left_until_s = 0.0
-        #: Where requests arrive; pages which none ever reached cost nothing.
-        self.buffer = mmap.mmap(-1, _BUFFER)
-        self._present = 0
-        self._expect(_BUFFER if core.resumed else _PLAIN)
-
-    def _expect(self, size: int) -> None:
-        """Have the pages present into which requests of up to ``size`` bytes are copied.
-
-        Waiting for memory ends when this process is killed. The kernel then fails the request it
-        was copying (EIO, fs/fuse/dev.c), and does not keep it for the next server.
-        """
-        if size > self._present:
-            self.buffer.madvise(_MADV_POPULATE_WRITE, 0, size)
-            self._present = size
+        #: Where requests arrive.
+        self.hand = hand
+        hand.expect(LONGEST if core.resumed else PLAIN)
 
     def find_left_backings(self) -> None:
         """Find out what the former server had registered: it pins deleted files.
@@ -114,10 +97,10 @@ class FileRequests(Replies):
                 how = protocol.FOPEN_PASSTHROUGH | protocol.FOPEN_NOFLUSH
                 if writes and self._must_count(node):
                     how |= protocol.FOPEN_DIRECT_IO
-                    self._expect(_BUFFER)
+                    self.hand.expect(LONGEST)
                 return 0, how, backing
         if writes:
-            self._expect(_BUFFER)
+            self.hand.expect(LONGEST)
         # A control file has other contents at every read.
         how = protocol.FOPEN_KEEP_CACHE if node.kind else protocol.FOPEN_DIRECT_IO
         return 0, how | protocol.FOPEN_NOFLUSH, 0

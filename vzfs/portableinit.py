@@ -7,6 +7,7 @@ import os
 
 from vzfs import protocol
 from vzfs.protocol import OUT_HEADER, OUT_SIZE, Op
+from vzfs.resend import MAX_WRITE
 
 _FLAGS = (
     protocol.ASYNC_READ
@@ -23,12 +24,11 @@ _FLAGS = (
 )
 #: The newest protocol libfuse 3.14 was written for.
 _MINOR = 36
-_MAX_WRITE = 1 << 20
 
 
 def answer_init(fd: int) -> int:
     """Agree with the kernel; returns the flags."""
-    request = os.read(fd, protocol.IN_SIZE + _MAX_WRITE)
+    request = os.read(fd, protocol.IN_SIZE + MAX_WRITE)
     _, op, unique, _ = protocol.IN_START.unpack_from(request)
     if op != Op.INIT:
         raise OSError(errno.EPROTO, "the first request is not INIT")
@@ -42,9 +42,9 @@ def answer_init(fd: int) -> int:
         flags & 0xFFFFFFFF,
         64,
         48,
-        _MAX_WRITE,
+        MAX_WRITE,
         1,
-        _MAX_WRITE // 4096,
+        MAX_WRITE // 4096,
         0,
         flags >> 32,
         0,

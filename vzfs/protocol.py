@@ -194,6 +194,8 @@ NOTIFY_RESEND = 7
 NOTIFY_PRUNE = 9
 #: Set in the unique number of a request which another server may have done already.
 UNIQUE_RESEND = 1 << 63
+#: The same for a message about its interruption (fs/fuse/dev.c, FUSE_INT_REQ_BIT).
+INT_REQ_BIT = 1
 INVAL_INODE = struct.Struct("<IiQ" + "Qqq")  # nodeid off len
 INVAL_ENTRY = struct.Struct("<IiQ" + "QII")  # parent namelen flags
 PRUNE = struct.Struct("<IiQ" + "IIQ")  # count padding spare

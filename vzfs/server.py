@@ -9,7 +9,8 @@
 
 Whoever keeps a duplicate of ``fd`` can start another server with ``serve(fd, options,
 resume=True)`` after the first was killed. Requests wait meanwhile; nothing that was acknowledged
-is lost, since every operation is complete on disk before it is answered.
+is lost, since every operation is complete on disk before it is answered. Where the kernel does not
+keep what a server had taken (`keeps_requests`), give every server of a mount the same ``hand``.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from vzfs.inodes import EPOCH_MASK
 from vzfs.layers import Stack
 from vzfs.operations import Operations
 from vzfs.options import SESSION, Options
+from vzfs.resend import Hand
 
 _CAP_SYS_ADMIN = 21
 __all__ = [
     "Capabilities",
+    "Hand",
     "Options",
+    "keeps_requests",
     "mount",
     "open_device",
     "preload",
@@ -116,6 +120,11 @@ def _version(release: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def keeps_requests() -> bool:
+    """Tell whether this kernel gives a new server what a killed one had taken, Linux 6.9."""
+    return _version(os.uname().release) >= (6, 9)
+
+
 def offers_passthrough() -> bool:
     """Tell whether this kernel reads backing files itself for a mount of ours.
 
@@ -187,12 +196,14 @@ def serve(
     options: Options,
     resume: bool = False,
     *,
+    hand: Hand | None = None,
     ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve the mount of ``fd`` until it is unmounted; call it in a process of its own.
 
-    ``resume`` takes over from a server that died. ``ready`` is called when requests are answered.
-    Raises OSError when a layer cannot be opened.
+    ``resume`` takes over from a server that died, with what it left in ``hand``; the portable
+    transport cannot. ``ready`` is called when requests are answered. Raises OSError when a layer
+    cannot be opened.
     """
     os.umask(0)
     gc.disable()
@@ -223,17 +234,18 @@ def serve(
     else:
         from vzfs.transport_kernel import KernelTransport
 
-        transport = KernelTransport(fd, core, flags)
+        transport = KernelTransport(fd, core, flags, hand)
         transport.on_init = agreed
         transport.serve()
     core.stop_accounting()
 
 
 def choose_transport(options: Options) -> str:
-    """Return "kernel" or "pyfuse3"; the kernel's protocol wherever passthrough is to be had."""
-    if options.transport != "auto":
-        return options.transport
-    return "kernel" if not options.passthrough or offers_passthrough() else "pyfuse3"
+    """Return "kernel" or "pyfuse3".
+
+    The own one is quicker, and loses no request, without passthrough as well.
+    """
+    return "kernel" if options.transport == "auto" else options.transport
 
 
 def _raise_descriptor_limit() -> None:

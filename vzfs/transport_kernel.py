@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 from vzfs import protocol, resend
 from vzfs.inodes import File, Node
-from vzfs.kernelfiles import MAX_WRITE, FileRequests
+from vzfs.kernelfiles import FileRequests
 from vzfs.kernelnames import NameRequests
 from vzfs.kernelreplies import GONE
 from vzfs.overlay import Job, Later, failure
 from vzfs.protocol import OUT_HEADER, OUT_SIZE, Op
+from vzfs.resend import MAX_WRITE, Hand
 
 if TYPE_CHECKING:
     from vzfs.operations import Operations
@@ -62,9 +63,15 @@ class _Unmounted(Exception):
 class KernelTransport(NameRequests, FileRequests):
     """Serves one connection."""
 
-    def __init__(self, fd: int, core: Operations, flags: int = 0) -> None:
-        """Serve ``core`` on a /dev/fuse descriptor; ``flags`` are those of a former server."""
-        super().__init__(fd, core, flags)
+    def __init__(self, fd: int, core: Operations, flags: int = 0, hand: Hand | None = None) -> None:
+        """Serve ``core`` on a /dev/fuse descriptor; ``flags`` are those of a former server.
+
+        What is not answered yet lies in ``hand`` for the next server; None: the kernel has it.
+        """
+        super().__init__(fd, core, flags, hand or Hand())
+        self._keeps = hand is not None
+        #: Requests a former server took: they may be done already.
+        self._repeated: set[int] = set()
         #: Called when INIT was answered, with the flags agreed on.
         self.on_init: Callable[[int], None] | None = None
         self._wake = -1
@@ -82,16 +89,13 @@ class KernelTransport(NameRequests, FileRequests):
 
     def serve(self) -> None:
         """Answer requests until the file system is unmounted."""
-        buffer = self.buffer
-        view = memoryview(buffer)
-        buffers = [buffer]
+        view = self.hand.buffer
+        buffers = [view]
         start = protocol.IN_START.unpack_from
         handlers, fd, core, readv = _HANDLERS, self.fd, self.core, os.readv
         served, limit, end = 0, core.options.node_limit, core.end_request
         if core.resumed:
-            resend.ask(self.fd)
-            if core.passthrough:
-                self.find_left_backings()
+            self._take_over()
         while True:
             if self._parked or core.written:
                 self._wait()
@@ -103,12 +107,11 @@ class KernelTransport(NameRequests, FileRequests):
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     break
                 raise
-            _, op, unique, nid = start(buffer, 0)
+            _, op, unique, nid = start(view, 0)
             try:
                 handlers[op](self, unique, nid, view, size)
             except OSError as error:
-                if not (unique & protocol.UNIQUE_RESEND and self._was_done(view, size, error)):
-                    self._error(unique, error.errno or errno.EIO)
+                self._failed(view, size, error)
             except Later as later:
                 self._park(later.job, bytes(view[:size]))
             except _Unmounted:
@@ -126,6 +129,28 @@ class KernelTransport(NameRequests, FileRequests):
             if len(core.table.nodes) > limit and served > self._pruned:
                 self._prune()
                 self._pruned = served + limit // 4  # what was asked for comes one by one
+
+    def _take_over(self) -> None:
+        """Do what a former server left undone."""
+        if self.core.passthrough:
+            self.find_left_backings()
+        if not self._keeps:
+            resend.ask(self.fd)
+            return
+        for request in self.hand.left():
+            unique = protocol.IN_START.unpack_from(request)[2]
+            if resend.is_waiting(self.fd, unique):
+                self._repeated.add(unique)
+                self._dispatch(request)
+            else:
+                self.hand.unpark(unique)
+
+    def _failed(self, view: memoryview, size: int, error: OSError) -> None:
+        """Answer a request that cannot be done."""
+        unique = protocol.IN_START.unpack_from(view, 0)[2]
+        repeated = unique & protocol.UNIQUE_RESEND or unique in self._repeated
+        if not (repeated and self._was_done(view, size, error)):
+            self._error(unique, error.errno or errno.EIO)
 
     def _was_done(self, view: memoryview, size: int, error: OSError) -> bool:
         """Answer a repeated request that failed because it was done before; else return False."""
@@ -156,24 +181,38 @@ class KernelTransport(NameRequests, FileRequests):
         return True
 
     def _dispatch(self, request: bytes) -> None:
-        """Run a parked request again."""
+        """Run a parked request again, or one of a former server."""
         _, op, unique, nid = protocol.IN_START.unpack_from(request, 0)
+        view = memoryview(request)
         try:
-            _HANDLERS[op](self, unique, nid, memoryview(request), len(request))
+            _HANDLERS[op](self, unique, nid, view, len(request))
         except OSError as error:
-            self._error(unique, error.errno or errno.EIO)
+            self._failed(view, len(request), error)
         except Later as later:
             self._park(later.job, request)
+            return
         except Exception:
             traceback.print_exc(file=sys.stderr)
             self._error(unique, errno.EIO)
+        if self._keeps:
+            self.hand.unpark(unique)
 
     def _park(self, job: Job, request: bytes) -> None:
+        """Dispatch ``request`` when ``job`` is done."""
         waiting = self._parked.get(job)
         if waiting is not None:
             waiting.append(request)
-            return
-        self._parked[job] = [request]
+        else:
+            self._parked[job] = [request]
+            self._run(job)
+        if self._keeps and not self.hand.park(request):
+            # The next server would not find it: the others have to wait for it.
+            while job in self._parked:
+                select.select([self._wake], [], [])
+                self._complete_finished()
+
+    def _run(self, job: Job) -> None:
+        """Start the thread of a job."""
         if self._wake < 0:
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -197,11 +236,14 @@ class KernelTransport(NameRequests, FileRequests):
                 self.core.tick()
                 self._tick = time.monotonic()
             if any(fd == self._wake for fd, _ in ready):
-                os.eventfd_read(self._wake)
-                while self._finished:
-                    self._complete(self._finished.popleft())
+                self._complete_finished()
             if any(fd == self.fd for fd, _ in ready):
                 return
+
+    def _complete_finished(self) -> None:
+        os.eventfd_read(self._wake)
+        while self._finished:
+            self._complete(self._finished.popleft())
 
     def _complete(self, job: Job) -> None:
         waiting = self._parked.pop(job)
@@ -213,6 +255,8 @@ class KernelTransport(NameRequests, FileRequests):
             if job.error is not None:
                 unique = protocol.IN_START.unpack_from(request, 0)[2]
                 self._error(unique, job.error.errno or errno.EIO)
+                if self._keeps:
+                    self.hand.unpark(unique)
             else:
                 self._dispatch(request)
 

@@ -18,6 +18,7 @@ from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 pytestmark = pytest.mark.root
 
 SUBJECTS = [("vzfs-kernel", layer) for layer in ("upper", "lower")]
+SUBJECTS += [("vzfs-plain", "lower")]
 SUBJECTS += [("vzfs-pyfuse3", layer) for layer in ("upper", "lower")]
 ORACLES = [("ext4", "upper"), ("overlayfs", "upper"), ("overlayfs", "lower")]
 CHOSEN = SUBJECTS + (ORACLES if os.environ.get("PYVZ_ORACLE") else [])

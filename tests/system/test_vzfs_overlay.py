@@ -13,7 +13,7 @@ from posixcases import beds
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(params=["vzfs-kernel", "vzfs-pyfuse3"])
+@pytest.fixture(params=["vzfs-kernel", "vzfs-plain", "vzfs-pyfuse3"])
 def bed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[beds.Vzfs]:
     kind = beds.BEDS[request.param]
     assert issubclass(kind, beds.Vzfs)

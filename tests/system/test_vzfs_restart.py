@@ -18,11 +18,11 @@ from typing import IO, cast
 import pytest
 from posixcases import beds
 
-from vzfs import syscalls
+from vzfs import layers, syscalls
 
 pytestmark = pytest.mark.root
 
-TRANSPORTS = ("vzfs-kernel", "vzfs-pyfuse3")
+TRANSPORTS = ("vzfs-kernel", "vzfs-plain", "vzfs-pyfuse3")
 
 
 class Restartable:
@@ -150,22 +150,15 @@ def test_an_unlinked_open_file_survives(mounted: Restartable) -> None:
         path.unlink()
         mounted.restart()
         file.seek(0)
-        if mounted.bed.transport == "kernel":
+        if mounted.bed.keeps_removed():
             assert file.read() == b"still here"
         assert not path.exists()
 
 
-@pytest.mark.parametrize(
-    ("bed", "settings"),
-    [("vzfs-kernel", {}), ("vzfs-kernel", {"passthrough": False}), ("vzfs-pyfuse3", {})],
-    ids=["passthrough", "kernel", "pyfuse3"],
-)
-def test_a_descriptor_never_leads_to_a_file_that_got_the_inode(
-    tmp_path: Path, bed: str, settings: dict[str, object]
-) -> None:
+@pytest.mark.parametrize("bed", TRANSPORTS)
+def test_a_descriptor_never_leads_to_a_file_that_got_the_inode(tmp_path: Path, bed: str) -> None:
     subject = beds.BEDS[bed](tmp_path / "bed")
     assert isinstance(subject, beds.Vzfs)
-    subject.settings = settings
     running = Restartable(subject)
     held: dict[int, FileIO] = {}
     try:
@@ -192,7 +185,7 @@ def test_a_descriptor_never_leads_to_a_file_that_got_the_inode(
             assert {(running.root / f"new{n}").read_text() for n in range(60)} == {"new"}
             running.restart()
         # Only passthrough keeps them. Else ext4 gives the lowest free number.
-        assert bool(reused) == (bed == "vzfs-pyfuse3" or "passthrough" in settings)
+        assert bool(reused) != subject.keeps_removed()
     finally:
         for file in held.values():
             with suppress(OSError):
@@ -207,7 +200,7 @@ def test_a_deleted_file_is_freed_though_its_server_died(mounted: Restartable) ->
     with open(mounted.root / "gone", "r+") as file:
         mounted.restart()
         (mounted.root / "gone").unlink()
-        if mounted.bed.transport == "kernel":
+        if mounted.bed.keeps_removed():
             os.close(syscalls.open_by_handle(upper, handle, os.O_PATH))
             assert file.read() == "x"
     deadline = time.monotonic() + 10
@@ -224,13 +217,13 @@ def test_a_descriptor_can_be_synced_whatever_became_of_its_file(mounted: Restart
         os.rename(config, mounted.root / "elsewhere")
         (mounted.root / "etc/deep/er/leaf").unlink()
         mounted.restart()
-        if mounted.bed.transport == "kernel":
+        if mounted.bed.keeps_removed():
             for file in (moved, gone):
                 file.write("more")
                 file.flush()
                 os.fsync(file.fileno())
                 os.fdatasync(file.fileno())
-    if mounted.bed.transport == "kernel":
+    if mounted.bed.keeps_removed():
         assert (mounted.root / "elsewhere").read_text().startswith("more")
 
 
@@ -271,6 +264,41 @@ def test_requests_wait_while_nobody_answers(mounted: Restartable) -> None:
         assert time.monotonic() < deadline, "the request never ended"
         time.sleep(0.01)
     assert (mounted.root / "waited").read_text() == "for a server"
+
+
+def test_opens_that_wait_for_a_copy_are_served_by_the_next_server(mounted: Restartable) -> None:
+    if lost := mounted.bed.loses_requests():
+        pytest.skip(lost)
+    big = mounted.bed.lowers[0] / "big"
+    with open(big, "wb") as file:
+        piece = os.urandom(1 << 20)
+        for _ in range(400):
+            file.write(piece)
+    copy = mounted.bed.upper / "big"
+    children = []
+    for number in range(4):
+        child = mounted.fork()
+        if not child:
+            status = 1
+            with suppress(OSError), open(mounted.root / "big", "r+b") as file:
+                file.seek(number)
+                file.write(b"#")
+                status = 0
+            os._exit(status)
+        children.append(child)
+    for _ in range(2):
+        deadline = time.monotonic() + 10
+        while not copy.exists() or not copy.stat().st_blocks:
+            assert time.monotonic() < deadline, "no copy is begun"
+        assert layers.METACOPY in os.listxattr(copy), "the copy was whole before the kill"
+        mounted.restart()
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    with open(mounted.root / "big", "rb") as file, open(big, "rb") as former:
+        assert file.read(4) == b"####"
+        former.seek(4)
+        while piece := former.read(1 << 24):
+            assert file.read(1 << 24) == piece
+        assert not file.read(1)
 
 
 def _opened(name: str, mode: str) -> IO[bytes]:
@@ -325,9 +353,15 @@ def _load(root: Path, number: int, rounds: int) -> int:
     return 0
 
 
+@pytest.mark.parametrize("name", TRANSPORTS)
 @pytest.mark.parametrize("kills", [pytest.param(25, id="25-kills")])
-def test_a_mixed_load_does_not_notice_the_server_being_killed(tmp_path: Path, kills: int) -> None:
-    bed = beds.Vzfs(tmp_path / "bed", 1)
+def test_a_mixed_load_does_not_notice_the_server_being_killed(
+    tmp_path: Path, name: str, kills: int
+) -> None:
+    bed = beds.BEDS[name](tmp_path / "bed", 1)
+    assert isinstance(bed, beds.Vzfs)
+    if lost := bed.loses_requests():
+        pytest.skip(lost)
     running = Restartable(bed)
     workers = []
     try:

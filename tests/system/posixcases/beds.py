@@ -25,6 +25,7 @@ from . import calls
 
 if TYPE_CHECKING:
     from vzfs.options import Options
+    from vzfs.resend import Hand
 
 OVERLAY_OPTIONS = "redirect_dir=on,index=on,metacopy=off"
 
@@ -131,6 +132,8 @@ class Vzfs(Bed):
     device = -1
     #: Keep the descriptor of /dev/fuse, so that `serve(resume=True)` can follow a dead server.
     supervised = False
+    #: What the servers of a mount share, where the kernel does not keep their requests.
+    hand: Hand | None = None
 
     @classmethod
     def missing(cls) -> str:
@@ -157,11 +160,33 @@ class Vzfs(Bed):
         from vzfs import server
 
         server.preload()
+        self.hand = self.new_hand()
         self.device = server.open_device()
         server.mount(self.device, self.options(), self.merged)
         self.serve()
         if not self.supervised:
             self.let_go()
+
+    def new_hand(self) -> Hand | None:
+        """Return what a supervisor here would give every server."""
+        from vzfs import server
+
+        return None if server.keeps_requests() else server.Hand()
+
+    def keeps_removed(self) -> bool:
+        """Whether a removed file that is open outlives its server: the kernel has it open too."""
+        from vzfs import server
+
+        passes = self.settings.get("passthrough", True) and server.offers_passthrough()
+        return self.transport == "kernel" and bool(passes)
+
+    def loses_requests(self) -> str:
+        """Return why requests in the hand of a killed server are lost, or nothing."""
+        from vzfs import server
+
+        if self.transport == "kernel" or server.keeps_requests():
+            return ""
+        return "before Linux 6.9 only the own transport keeps the requests of a killed server"
 
     def let_go(self) -> None:
         """Close our own descriptor of /dev/fuse: without a server the mount is then dead."""
@@ -187,7 +212,7 @@ class Vzfs(Bed):
             os.closerange(3, device)
             os.closerange(device + 1, 65536)
             prepare()
-            server.serve(device, self.options(), resume=resume)
+            server.serve(device, self.options(), resume=resume, hand=self.hand)
             status = 0
         except BaseException:
             os.write(2, traceback.format_exc().encode())
@@ -234,6 +259,18 @@ class Vzfs(Bed):
             raise AssertionError(f"the server ended with {status}:\n{self.log.read_text()[-3000:]}")
 
 
+class VzfsPlain(Vzfs):
+    """Our own transport as it is before Linux 6.9: no passthrough, requests kept by ourselves."""
+
+    name = "vzfs-plain"
+    settings = MappingProxyType({"passthrough": False})
+
+    def new_hand(self) -> Hand | None:
+        from vzfs import server
+
+        return server.Hand()
+
+
 class VzfsPyfuse3(Vzfs):
     """The same over the portable transport."""
 
@@ -251,7 +288,7 @@ def _lacks(module: str) -> str:
 
 
 BEDS: dict[str, type[Bed]] = {
-    bed.name: bed for bed in (Bed, Overlayfs, FuseOverlayfs, Vzfs, VzfsPyfuse3)
+    bed.name: bed for bed in (Bed, Overlayfs, FuseOverlayfs, Vzfs, VzfsPlain, VzfsPyfuse3)
 }
 
 
@@ -263,5 +300,5 @@ def supervised(bed: str, home: Path, **settings: object) -> Vzfs:
     subject = kind(home / "bed")
     assert isinstance(subject, Vzfs)
     subject.supervised = True
-    subject.settings = settings
+    subject.settings = {**subject.settings, **settings}
     return subject

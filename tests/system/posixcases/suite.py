@@ -31,6 +31,13 @@ class Limit:
     reason: str
 
 
+def _of_passthrough(*limits: Limit) -> tuple[Limit, ...]:
+    """Return what only a kernel with passthrough is limited by."""
+    from vzfs import server
+
+    return limits if server.offers_passthrough() else ()
+
+
 _NO_FALLOCATE = "libfuse's binding has no fallocate"
 _NO_TMPFILE = "libfuse's binding has no O_TMPFILE"
 LIMITS = (
@@ -70,17 +77,19 @@ LIMITS = (
     ),
     Limit("vzfs-pyfuse3", "", "data.seek_finds_data_and_holes", "libfuse's binding has no lseek"),
     Limit("vzfs-pyfuse3", "", "attributes.unknown_flags_are_refused", "… and no ioctl"),
-    Limit(
-        "vzfs-kernel",
-        "lower",
-        "opens.a_reader_sees_what_a_later_writer_writes[read]",
-        "a template file open for reading is shared through the kernel until it is closed",
-    ),
-    Limit(
-        "vzfs-kernel",
-        "lower",
-        "folders.a_lock_holds_over_the_first_write",
-        "the first writer of a template file somebody reads gets a file of its own",
+    *_of_passthrough(
+        Limit(
+            "vzfs-kernel",
+            "lower",
+            "opens.a_reader_sees_what_a_later_writer_writes[read]",
+            "a template file open for reading is shared through the kernel until it is closed",
+        ),
+        Limit(
+            "vzfs-kernel",
+            "lower",
+            "folders.a_lock_holds_over_the_first_write",
+            "the first writer of a template file somebody reads gets a file of its own",
+        ),
     ),
 )
 AREAS = tuple(dict.fromkeys(c.area for c in CASES))
