@@ -66,7 +66,7 @@ def fork(name: str, serve: Callable[[], None]) -> tuple[Server, socket.socket]:
     """
     near, far = channel()
     with far:
-        pid = os.fork()
+        pid = syscalls.fork()
         if pid:
             return Server(pid, os.pidfd_open(pid)), near
         status = 1

@@ -157,7 +157,7 @@ def _no_link(kind: str) -> str:
 
     from runtime import syscalls
 
-    child = os.fork()
+    child = syscalls.fork()
     if child == 0:
         status = 1
         try:

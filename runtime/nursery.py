@@ -49,7 +49,7 @@ def begin() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gc.collect()
     gc.freeze()
-    if os.fork() == 0:
+    if syscalls.fork() == 0:
         ours.close()
         _serve(theirs)
     theirs.close()

@@ -43,7 +43,7 @@ def _change_nodes(pid: int, added: Mapping[str, int], removed: Collection[str]) 
     """Attach and detach device nodes in the /dev of the container whose init is ``pid``."""
     pidfd = os.pidfd_open(pid)
     with mounts.closing(pidfd):
-        child = os.fork()
+        child = syscalls.fork()
         if child == 0:
             status = 1
             try:

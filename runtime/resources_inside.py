@@ -137,7 +137,7 @@ def _share(pid: int, count: int | None) -> None:
     from runtime import syscalls
 
     pidfd = os.pidfd_open(pid)
-    child = os.fork()
+    child = syscalls.fork()
     if child == 0:
         # The file is that of the namespace its writer is in (ipc_namespaces(7)).
         try:

@@ -50,7 +50,7 @@ class Standby:
         near, far = children.channel()
         supervisor = os.getpid()
         with far:
-            if os.fork() == 0:
+            if syscalls.fork() == 0:
                 near.close()
                 _act(far, supervisor, files, view)
         return cls(files, view, hand, near)

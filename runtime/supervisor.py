@@ -181,7 +181,7 @@ class Supervisor:
         self._told.setblocking(False)
         self._ended.clear()
         with theirs:
-            if os.fork() == 0:
+            if syscalls.fork() == 0:
                 self._told.close()
                 acts.do(act, kept, theirs, self._init_status)
         self._act = act

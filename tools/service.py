@@ -219,7 +219,7 @@ class Spare:
 
     def _fork(self) -> bool:
         """Fork; return whether this is the child."""
-        if os.fork():
+        if syscalls.fork():
             return False
         for fd in self._unneeded:
             os.close(fd)
