@@ -49,6 +49,8 @@ _FORWARDED = (
     signal.SIGCONT,
     signal.SIGTSTP,
 )
+#: What neither the command nor what leads to it may find ignored or handled by its caller.
+_DEFAULTED = (*_FORWARDED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGIO)
 _LARGEST_PASSWD = 1 << 20
 #: Where a script handed over as a memfd is, for its interpreter.
 SCRIPT_FD = 3
@@ -240,8 +242,9 @@ def _child(
         # Not even the container's root may look into this process before it executes.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for number in (*_FORWARDED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGIO):
-            signal.signal(number, signal.SIG_DFL)
+        for number in _DEFAULTED:
+            if signal.getsignal(number) != signal.SIG_DFL:
+                signal.signal(number, signal.SIG_DFL)
         # Its own session: the caller's terminal cannot become its controlling one.
         os.setsid()
         enter_cgroups()

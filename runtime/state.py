@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from runtime import files
@@ -51,6 +52,7 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19])
 
 
+@cache
 def boot_id() -> str:
     """Return the identity of this boot of the kernel (random(4))."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
@@ -93,6 +95,9 @@ class RunState:
             files.replace(target, data, mode=0o600, durable=False)
 
 
+_FIELDS = frozenset(field.name for field in dataclasses.fields(RunState))
+
+
 def load(paths: Paths, ctid: int) -> RunState | None:
     """Return the run state of ``ctid``; None when it has none, or only one of an earlier boot."""
     try:
@@ -107,8 +112,7 @@ def load(paths: Paths, ctid: int) -> RunState | None:
             raw[name] = Process(**raw[name])
     raw["phase"] = Phase(raw["phase"])
     # Written by an older or newer version of us: what is not known here is passed over.
-    known = {field.name for field in dataclasses.fields(RunState)}
-    return RunState(**{name: value for name, value in raw.items() if name in known})
+    return RunState(**{name: value for name, value in raw.items() if name in _FIELDS})
 
 
 def forget(paths: Paths, ctid: int) -> None:

@@ -153,15 +153,14 @@ def _measure(place: Path, rounds: int, run_legacy: Callable[..., None]) -> list[
     from runtime.progress import Silent
     from tools import environments
     from tools._command import Context
-    from tools.service import preload
 
     root = busybox_root(place)
     pctl = BIN / "pctl"
     cold = {**os.environ, "VZ_SERVICE": "no"}
     run(pctl, "create", "101", "--ostemplate", "busybox", "--force")
     run(pctl, "create", "102", "--ostemplate", "busybox", "--force")
+    # What a process has that uses the API, and no more; it is warm after the first round.
     nursery.begin()
-    preload()
     context = Context("bench", Paths.from_environment(), quiet=True)
     ct: Container = environments.find_container(context, "101")
     ct.progress = Silent()
