@@ -74,6 +74,9 @@ class NameRequests(Replies):
 
     def _rename2(self, unique: int, nid: int, view: memoryview, size: int) -> None:
         to, flags, _ = protocol.RENAME2_IN.unpack_from(view, _IN)
+        core = self.core
+        core.request = unique & ~protocol.UNIQUE_RESEND
+        core.repeated = self.is_repeated(unique)
         self._move(unique, nid, to, flags, self._names(view, _IN + 16, size))
 
     def _move(self, unique: int, nid: int, to: int, flags: int, names: list[bytes]) -> None:

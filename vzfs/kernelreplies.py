@@ -30,9 +30,15 @@ class Replies:
         self.fd = fd
         self.core = core
         self.flags = flags
+        #: Requests a former server took, told by what it left.
+        self.left: set[int] = set()
         timeout = core.options.timeout_s
         self.seconds = int(timeout)
         self.nanoseconds = int((timeout - int(timeout)) * NANO)
+
+    def is_repeated(self, unique: int) -> bool:
+        """Tell whether a former server took a request too: it may be done already."""
+        return bool(unique & protocol.UNIQUE_RESEND) or unique in self.left
 
     def _send(self, data: bytes) -> None:
         try:

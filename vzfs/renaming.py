@@ -3,12 +3,17 @@
 A directory with lower parts is moved like any other: its private part is renamed and says in a
 ``redirect`` mark where the lower parts are. The old name is covered by a whiteout in the same
 rename (RENAME_WHITEOUT), so there is no moment without either name.
+
+An exchange done twice is none, so what is about to be swapped for which request is noted in the
+work area: the server which follows a killed one is asked for the same, and finds it done.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
+from contextlib import suppress
 
 from vzfs import layers, syscalls
 from vzfs.inodes import Directory, File, Node
@@ -16,9 +21,28 @@ from vzfs.layers import proc_fd, proc_path
 from vzfs.overlay import failure
 from vzfs.removing import Removing
 
+#: What must not be done again.
+_TWICE = syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
+
+
+#: In the work area: a request, and the inode which it moves to the second name.
+_NOTE = "moving"
+_NOTED = struct.Struct("<QQ")
+
+
+def forget_moves(work: int) -> None:
+    """Remove the note of a former mount from the work area ``work``."""
+    with suppress(FileNotFoundError):
+        os.unlink(_NOTE, dir_fd=work)
+
 
 class Renaming(Removing):
     """The operation which moves names."""
+
+    #: The request that is served, 0 where the transport does not know it.
+    request = 0
+    #: It was taken by a former server too, which may have done it.
+    repeated = False
 
     def rename(self, parent: Directory, name: bytes, to: Directory, new: bytes, flags: int) -> None:
         """Move ``name`` in ``parent`` to ``new`` in ``to``, renameat2(2)."""
@@ -26,6 +50,10 @@ class Renaming(Removing):
             syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
         ):
             raise failure(errno.EINVAL)
+        if self.repeated and flags & _TWICE and self._is_moved(to, new):
+            if flags & syscalls.RENAME_WHITEOUT:
+                self._complete_whiteout(parent, name)
+            return
         node, _ = self.lookup(parent, name)
         try:
             victim: Node | None = self.lookup(to, new)[0]
@@ -48,12 +76,53 @@ class Renaming(Removing):
         if self.ledger is not None:
             self.ledger.reserve(0, 0, 0, 1)
         try:
+            self.check_names(parent)
+            self._ready(parent, name, node)
+            self._note_move(node)
             self._move(parent, name, node, to, new, victim)
         except BaseException:
             if self.ledger is not None:
                 self.ledger.release(0, 0, 0, 1)
             raise
         self._leave_user_whiteout(parent, name)
+
+    def _note_move(self, node: Node) -> None:
+        """Note, before it happens, what the request moves."""
+        if self.request:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            fd = os.open(_NOTE, flags, 0o600, dir_fd=self.stack.work)
+            try:
+                os.pwrite(fd, _NOTED.pack(self.request, self._number(node)), 0)
+            finally:
+                os.close(fd)
+
+    def _is_moved(self, to: Directory, new: bytes) -> bool:
+        """Tell whether the former server did the request that is repeated."""
+        try:
+            fd = os.open(_NOTE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.stack.work)
+        except FileNotFoundError:
+            return False
+        try:
+            noted = os.pread(fd, _NOTED.size, 0)
+        finally:
+            os.close(fd)
+        if len(noted) != _NOTED.size:
+            return False
+        request, number = _NOTED.unpack(noted)
+        try:
+            return bool(request == self.request and number == self._number(self.lookup(to, new)[0]))
+        except FileNotFoundError:
+            return False
+
+    def _number(self, node: Node) -> int:
+        """Return the number of a private object, for comparison."""
+        return os.stat(self.path(node), follow_symlinks=isinstance(node, Directory)).st_ino
+
+    def _complete_whiteout(self, parent: Directory, name: bytes) -> None:
+        try:
+            self.lookup(parent, name)
+        except FileNotFoundError:
+            self._leave_user_whiteout(parent, name)
 
     def _check_kinds(self, node: Node, victim: Node | None) -> None:
         if victim is None:
@@ -243,6 +312,7 @@ class Renaming(Removing):
                 self._name_group(what, self.private(place), at)
         self._mark_for(node, to, new)
         self._mark_for(other, parent, name)
+        self._note_move(node)
         syscalls.rename(source, name, target, new, syscalls.RENAME_EXCHANGE)
         self._moved(node, to, new)
         self._moved(other, parent, name)
@@ -254,7 +324,7 @@ class Renaming(Removing):
         dir_fd = self.private(parent)
         work, spare = self.stack.temporary, self.temporary_name()
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        os.close(os.open(spare, flags, 0o600, dir_fd=work))
+        os.close(os.open(spare, flags, 0, dir_fd=work))
         os.setxattr(proc_path(work, spare), layers.ESCAPED, b"y")
         self.make_impure(parent)
         os.rename(spare, name, src_dir_fd=work, dst_dir_fd=dir_fd)

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vzfs import layers, protocol, relinking, syscalls
+from vzfs import layers, protocol, relinking, renaming, syscalls
 from vzfs.inodes import EPOCH_MASK
 from vzfs.layers import Stack
 from vzfs.operations import Operations
@@ -162,6 +162,8 @@ def prepare(options: Options, *, resume: bool = False) -> Stack:
     stack.lock(None if resume else 10)
     sweep(stack)
     relinking.sweep(stack.work, resume=resume)
+    if not resume:
+        renaming.forget_moves(stack.work)
     _recount(stack, options)
     return stack
 

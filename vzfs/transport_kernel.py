@@ -70,8 +70,6 @@ class KernelTransport(NameRequests, FileRequests):
         """
         super().__init__(fd, core, flags, hand or Hand())
         self._keeps = hand is not None
-        #: Requests a former server took: they may be done already.
-        self._repeated: set[int] = set()
         #: Called when INIT was answered, with the flags agreed on.
         self.on_init: Callable[[int], None] | None = None
         self._wake = -1
@@ -140,7 +138,7 @@ class KernelTransport(NameRequests, FileRequests):
         for request in self.hand.left():
             unique = protocol.IN_START.unpack_from(request)[2]
             if resend.is_waiting(self.fd, unique):
-                self._repeated.add(unique)
+                self.left.add(unique)
                 self._dispatch(request)
             else:
                 self.hand.unpark(unique)
@@ -148,8 +146,7 @@ class KernelTransport(NameRequests, FileRequests):
     def _failed(self, view: memoryview, size: int, error: OSError) -> None:
         """Answer a request that cannot be done."""
         unique = protocol.IN_START.unpack_from(view, 0)[2]
-        repeated = unique & protocol.UNIQUE_RESEND or unique in self._repeated
-        if not (repeated and self._was_done(view, size, error)):
+        if not (self.is_repeated(unique) and self._was_done(view, size, error)):
             self._error(unique, error.errno or errno.EIO)
 
     def _was_done(self, view: memoryview, size: int, error: OSError) -> bool:

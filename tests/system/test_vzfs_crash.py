@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from posixcases import beds
+from posixcases import beds, calls
 from posixcases.beds import supervised
 from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 from posixcases.trees import Entry, difference, snapshot
@@ -66,6 +66,8 @@ class Act:
     name: str
     act: Callable[[Path], object]
     done: int = 0
+    #: What a power cut may leave, too, as if the user had done this.
+    half: Callable[[Path], object] | None = None
 
 
 def _write(path: Path, data: bytes, offset: int) -> None:
@@ -92,6 +94,16 @@ ACTS = (
     Act("rename-over", lambda r: os.rename(r / "d/big", r / "d/one"), errno.ENOENT),
     Act("rename-folder", lambda r: os.rename(r / "d", r / "e/d"), errno.ENOENT),
     Act("rename-folder-over", lambda r: os.rename(r / "d", r / "empty"), errno.ENOENT),
+    Act("exchange", lambda r: calls.exchange(str(r / "d/big"), str(r / "e/two"))),
+    Act("exchange-folders", lambda r: calls.exchange(str(r / "d"), str(r / "empty"))),
+    Act(
+        "rename-whiteout",  # overlayfs refuses it
+        lambda r: calls.renameat2(str(r / "d/big"), str(r / "e/m"), calls.RENAME_WHITEOUT),
+        half=lambda r: os.rename(r / "d/big", r / "e/m"),
+    ),
+    Act("create", lambda r: os.close(os.open(r / "d/n", os.O_CREAT | os.O_EXCL)), errno.EEXIST),
+    Act("symlink", lambda r: os.symlink("x", r / "d/link"), errno.EEXIST),
+    Act("chown", lambda r: os.chown(r / "d/big", 7, 8)),
     Act("setxattr", lambda r: os.setxattr(r / "d/big", "user.a", b"b")),
 )
 
@@ -107,20 +119,26 @@ def _build(root: Path) -> None:
         os.utime(path, ns=(1000, 2000))
 
 
+def _tree_after(place: Path, act: Callable[[Path], object] | None) -> dict[str, Entry]:
+    place.mkdir()
+    _build(place)
+    if act is not None:
+        act(place)
+    return snapshot(place)
+
+
 @pytest.mark.parametrize("act", ACTS, ids=lambda a: a.name)
 @pytest.mark.parametrize("after", ["replaced", "rebooted"])
 def test_death_at_every_step_leaves_old_or_new(home: Path, act: Act, after: str) -> None:
-    old_tree, new_tree = home / "old", home / "new"
-    for tree in (old_tree, new_tree):
-        tree.mkdir()
-        _build(tree)
-    act.act(new_tree)
-    old, new = snapshot(old_tree), snapshot(new_tree)
+    old, new, half = (
+        _tree_after(home / name, done)
+        for name, done in (("old", None), ("new", act.act), ("half", act.half))
+    )
     deaths = 0
     for limit in range(1, 400):
         subject = supervised("vzfs-kernel", home / f"step{limit}")
         _build(subject.lower)
-        died = _die_at(subject, act, limit, after, old, new)
+        died = _die_at(subject, act, limit, after, (old, new, half))
         assert not difference(snapshot(subject.lower), old), f"step {limit}: the layer changed"
         shutil.rmtree(subject.home, ignore_errors=True)
         if not died:
@@ -135,12 +153,15 @@ def _die_at(
     act: Act,
     limit: int,
     after: str,
-    old: dict[str, Entry],
-    new: dict[str, Entry],
+    trees: tuple[dict[str, Entry], ...],
 ) -> bool:
-    """Let the server die before its `limit`-th step of an act; return whether it got that far."""
+    """Let the server die before its `limit`-th step of an act; return whether it got that far.
+
+    The first two of `trees` are those before and after the act; a power cut may leave any.
+    """
     from vzfs import server
 
+    old, new = trees[:2]
     fuse = Fuse(limit)
     where = f"death before step {limit}"
     subject.device = server.open_device()
@@ -177,7 +198,7 @@ def _die_at(
             assert code in (0, act.done), f"{where}: {errno.errorcode.get(code, code)}"
             assert not (d := difference(got, new)), f"{where}: {d}"
         else:
-            assert got in (old, new), f"{where}: {difference(got, old)} / {difference(got, new)}"
+            assert got in trees, f"{where}: {difference(got, old)} / {difference(got, new)}"
         subject.remount()
         assert snapshot(subject.merged) == got, f"{where}: another tree after a remount"
     finally:
