@@ -148,15 +148,18 @@ class Enterable:
     def enter(self, argv: Sequence[str] | None = None) -> int:
         """Open a login shell (or ``argv``) on a terminal of the container's own; return its status.
 
-        The caller's terminal is relayed to it. Raises NotRunning, SystemFailure.
+        The caller's terminal is relayed to it. A caller whose input is none has the shell read that
+        input as it is, to its end. Raises NotRunning, SystemFailure.
         """
         from runtime import console
 
-        variables = {"TERM": os.environ.get("TERM", "linux")}
+        terminal = os.isatty(0)
+        variables = {"TERM": os.environ.get("TERM", "linux")} if terminal else {}
+        size = console.current_size(0)
         candidates = [tuple(argv)] if argv else [(shell, "-l") for shell in _SHELLS]
         failure: exec_module.Failed | None = None
         for words in candidates:
-            command = Command(words, variables, terminal=True, size=console.current_size(0))
+            command = Command(words, variables, terminal=terminal, size=size)
             try:
                 started = self._spawn(command)
                 break
@@ -166,6 +169,8 @@ class Enterable:
             assert failure is not None
             print(failure, file=sys.stderr)
             return failure.status
+        if not terminal:
+            return exec_module.wait(started)
         relay = console.Relay(started.master)
         try:
             # Keys make signals inside; those sent to this process are passed on as they are.

@@ -313,3 +313,12 @@ def test_events_tell_what_happened(system):
     system.ok("vzctl", "stop", 101, "--fast")
     seen = [json.loads(line)["what"] for line in system.ok("pctl", "events", "--json").splitlines()]
     assert seen.index("started") < seen.index("stopped")
+
+
+def test_entering_without_a_terminal_reads_commands_to_the_end_of_the_input(system):
+    system.create(101)
+    system.ok("vzctl", "start", 101)
+    done = system.run("vzctl", "enter", 101, stdin=b"tty; echo $((40+2))\necho last", timeout_s=30)
+    assert done.stdout.splitlines() == ["not a tty", "42", "last"], done.stderr
+    assert system.run("vzctl", "enter", 101, stdin=b"exit 9\necho no\n").returncode == 9
+    assert system.run("vzctl", "enter", 101, stdin=b"").returncode == 0
