@@ -182,7 +182,7 @@ def _accept_loop(
             continue
         quiet_since = time.monotonic()
         with connection:
-            if not _from_root(connection):
+            if not _serves(connection):
                 continue
             if code.changed():
                 connection.sendall(b"S\0\0\0\0")
@@ -226,10 +226,20 @@ class Spare:
         return True
 
 
-def _from_root(connection: socket.socket) -> bool:
+def _serves(connection: socket.socket) -> bool:
+    """Whether the client is root, and has the network and the mounts that are the service's too."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _pid, uid, _gid = struct.unpack("iII", credentials)
-    return bool(uid == 0)
+    pid, uid, _gid = struct.unpack("iII", credentials)
+    try:
+        return bool(uid == 0 and _surroundings(pid) == _surroundings(os.getpid()))
+    except FileNotFoundError:
+        return False
+
+
+def _surroundings(pid: int) -> list[tuple[int, int]]:
+    """Return which network and mount namespaces a process is in (namespaces(7))."""
+    found = (os.stat(f"/proc/{pid}/ns/{name}") for name in ("net", "mnt"))
+    return [(status.st_dev, status.st_ino) for status in found]
 
 
 def read_request(connection: socket.socket) -> Request:

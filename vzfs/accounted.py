@@ -412,7 +412,7 @@ class Accounted(Controlled):
             st = self.stat(node)
             if writes:
                 node.writers = max(0, node.writers - 1)
-                accounting.closed(st.st_ino, st.st_blocks)
+                accounting.closed(st)
             if orphan:
                 self.orphans.discard(node.nid)
                 accounting.evicted(st.st_ino)

@@ -6,7 +6,8 @@ for the others:
 
     writer     a file open for writing with passthrough: it grows without the server
     watched    a directory to which names are added, a copy being completed: looked at later
-    closing    a file that was written: delayed allocation may still add blocks of its extent tree
+    closing    a file that was written: delayed allocation may still add blocks of its extent tree,
+               or take them away
     orphan     open, but without a name: it is charged until its last close
 
 An inode that lost its last name while nobody had it open is charged to nobody, although requests
@@ -43,8 +44,10 @@ from vzfs.quotalayout import (
     KIND_CHARGES,
 )
 
-#: A file of at most this many blocks (16 KiB) has its extents in its inode: it never grows later.
+#: A file of at most this many blocks (16 KiB) has its extents in its inode.
 _SMALL_BLOCKS = 32
+#: … and one of at most 16 KiB never needed more, rounded up to the next block.
+_SETTLED_SIZE = 20 << 10
 #: When the extent tree of a closed file has surely been written (vm.dirty_expire_centisecs is 30 s).
 _SETTLED_S = 60.0
 #: Closes between two looks at files which were closed long ago.
@@ -136,8 +139,9 @@ class Accounting:
             charge.words[charge.at + C_FLAGS] |= C_OPEN
         return charge
 
-    def closed(self, inode: int, blocks: int) -> None:
-        """A writer is gone; the inode has ``blocks`` now. Inodes not known are none of ours."""
+    def closed(self, st: os.stat_result) -> None:
+        """A writer of a file is gone; ``st`` is its status now. Inodes not known are none of ours."""
+        inode, blocks = st.st_ino, st.st_blocks
         charge = self.charges.get(inode)
         if charge is None:
             return
@@ -149,7 +153,7 @@ class Accounting:
         if inode in self._recovered:
             return  # how many have it open from before nobody knows
         charge.writers = 0
-        if not charge.orphan and (blocks <= _SMALL_BLOCKS or not self._handles.usable):
+        if not charge.orphan and (_is_settled(st) or not self._handles.usable):
             self.forget(charge)
         else:
             if charge.words is not None:
@@ -321,6 +325,7 @@ class Accounting:
 
     def finish(self) -> None:
         """The area is unmounted: nothing is open any more. Settle everything and forget it."""
+        self._allocate()
         for charge in list(self.charges.values()):
             if charge.orphan:
                 self.evicted(charge.inode)
@@ -330,6 +335,13 @@ class Accounting:
         self._handles.close()
 
     # inside
+
+    def _allocate(self) -> None:
+        """Have the files that were written last allocated now: nobody will look at them later."""
+        for charge in self._closing.values():
+            if charge.words is not None:
+                with suppress(OSError):
+                    self._handles.allocate(charge.words, charge.at)
 
     def _new(self, st: os.stat_result, fd: int, owner: os.stat_result, flags: int = 0) -> Charge:
         charge = Charge(st.st_ino, owner.st_uid, owner.st_gid, st.st_blocks)
@@ -401,6 +413,15 @@ class Accounting:
     def _drop(self, charge: Charge) -> None:
         self.look(charge)
         self.forget(charge)
+
+
+def _is_settled(st: os.stat_result) -> bool:
+    """Tell whether the blocks of a written file cannot change any more.
+
+    More blocks than its size asks for may be an extent tree, or room ahead, which may go later.
+    """
+    blocks = st.st_blocks
+    return blocks <= _SMALL_BLOCKS and blocks * 512 < st.st_size + st.st_blksize <= _SETTLED_SIZE
 
 
 def _owner(uid: int, gid: int) -> int:

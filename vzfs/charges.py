@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from contextlib import suppress
 
@@ -100,6 +101,24 @@ class Handles:
         finally:
             os.close(fd)
         return found if found.st_ino == words[at + C_INODE] else None
+
+    def allocate(self, words: memoryview, at: int) -> None:
+        """Have what was written to the inode of a charge allocated on the disk; raises OSError.
+
+        Its data are written for that, and waited for, but nothing is made durable
+        (sync_file_range(2)).
+        """
+        path = b"/proc/self/fd/%d"
+        handle = self.open(words, at)
+        try:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                fd = os.open(path % handle, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+                try:
+                    syscalls.write_out(fd)
+                finally:
+                    os.close(fd)
+        finally:
+            os.close(handle)
 
     def _stat(self, handle: syscalls.Handle) -> os.stat_result:
         fd = syscalls.open_by_handle(self._fd, handle, os.O_PATH)

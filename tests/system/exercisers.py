@@ -17,9 +17,6 @@ from tests.system.quotabed import QuotaBed
 from vzfs import syscalls
 from vzfs.layers import is_whiteout
 
-#: Blocks of 512 bytes a quota may say too much after thousands of moves of a fight for one tree:
-#: a known fault (docs/conformance.md), never too little, and gone after the next scan.
-TOO_MUCH = 16
 #: What a file system that lost its way answers; no user may ever see it.
 LOST = frozenset({"EIO", "ESTALE", "EUCLEAN", "EFAULT", "ENOTCONN", "EREMOTEIO"})
 
@@ -62,9 +59,8 @@ class Watch:
         self.first = self.first or now
         self.most = max(self.most, now)
         by = self.bed.settled()
-        assert 0 <= by[0] <= TOO_MUCH, f"the quota differs from a count by {by} (blocks, inodes)"
-        assert by[1] == 0
-        assert by[0] or self.bed.owners_settled(), "the usage of an owner differs from a count"
+        assert by == (0, 0), f"the quota differs from a count by {by} (blocks, inodes)"
+        assert self.bed.owners_settled(), "the usage of an owner differs from a count"
         grown = self.most - self.first
         assert grown <= allowed, f"the server grew by {grown >> 10} KiB"
 
@@ -94,9 +90,7 @@ class Watch:
         while len(now := self._descriptors()) > self.descriptors and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(now) <= self.descriptors, f"{self.descriptors} at the start, then {now}"
-        blocks, inodes = self.bed.settled()
-        assert 0 <= blocks <= TOO_MUCH
-        assert inodes == 0
+        assert self.bed.settled() == (0, 0)
 
     def figures(self) -> str:
         """Return what was seen, for the report of a run."""

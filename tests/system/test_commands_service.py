@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import state
+from runtime import state, syscalls
 from tools import client
 
 pytestmark = pytest.mark.root
@@ -221,3 +221,24 @@ def test_the_nursery_ends_with_the_service(warm_system):
     while nursery in warm_system.processes() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert nursery not in warm_system.processes()
+
+
+@pytest.mark.parametrize("name", ["net", "mnt"])
+def test_a_command_in_another_namespace_is_not_the_services(warm_system, name):
+    warm_system.create(101)
+    await_service(warm_system)
+    note = warm_system.root / "note"
+    script = warm_system.paths.conf_dir / "101.premount"
+    script.write_text(f"#!/bin/sh\nreadlink /proc/self/ns/{name} >{note}\n")
+    script.chmod(0o755)
+    flag = {"net": syscalls.CLONE_NEWNET, "mnt": syscalls.CLONE_NEWNS}[name]
+    here = os.readlink(f"/proc/self/ns/{name}")
+    warm_system.ok("vzctl", "mount", 101)
+    assert note.read_text().strip() == here
+    warm_system.ok("vzctl", "umount", 101)
+    elsewhere = warm_system.popen(
+        "vzctl", "mount", 101, preexec_fn=lambda: syscalls.unshare(flag), stdout=subprocess.DEVNULL
+    )
+    assert elsewhere.wait(30) == 0
+    assert note.read_text().strip() != here
+    warm_system.ok("vzctl", "umount", 101)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from vzfs import quotastate
+from vzfs import quotastate, syscalls
 from vzfs.accounting import Accounting
 from vzfs.ledger import Ledger
 from vzfs.quotafile import QuotaFile
@@ -59,7 +60,7 @@ class Served:
         """Close it as the server does."""
         st = os.fstat(fd)
         os.close(fd)
-        self.accounting.closed(st.st_ino, st.st_blocks)
+        self.accounting.closed(st)
         self.ledger.commit()
 
     def agrees(self) -> bool:
@@ -138,7 +139,7 @@ def test_an_orphan_is_charged_until_it_is_evicted(served: Served) -> None:
     assert served.ledger.file.usage().blocks >= before.blocks + 192
     assert served.ledger.file.usage().inodes == before.inodes + 1
     os.close(fd)
-    served.accounting.closed(st.st_ino, st.st_blocks)
+    served.accounting.closed(st)
     assert not served.agrees()
     served.accounting.evicted(st.st_ino)
     assert served.agrees()
@@ -261,3 +262,53 @@ def test_finishing_leaves_exact_usage_and_no_charge(served: Served) -> None:
     assert not state.dirty
     with QuotaFile.open(served.path) as file:
         assert not any(words[at] for words, at in file.charge_places())
+
+
+def test_extents_that_are_rearranged_after_the_last_close_are_charged(served: Served) -> None:
+    rearranged = 0
+    for seed in range(150):
+        fd = served.create(f"f{seed}")
+        _scatter(fd, random.Random(seed))
+        path = served.area / f"f{seed}"
+        served.close(fd)
+        before = path.stat().st_blocks
+        if seed % 2:
+            # The disk takes its time; somebody looks after that.
+            _write_out(path)
+            rearranged += path.stat().st_blocks != before
+            assert served.exact(), seed
+    served.accounting.finish()
+    for seed in range(150):
+        _write_out(served.area / f"f{seed}")
+    assert served.agrees()
+    if _file_system(served.area) == "ext4":
+        assert rearranged
+
+
+def _file_system(path: Path) -> str:
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo") as mounts:
+        fields = next(line.split() for line in mounts if line.split()[2] == wanted)
+    return fields[fields.index("-") + 1]
+
+
+def _scatter(fd: int, dice: random.Random) -> None:
+    """Write, allocate and free here and there, so that a file has many extents for a while."""
+    for _ in range(dice.randrange(3, 25)):
+        offset = dice.choice([0, 1, 4096, 70_000])
+        act = dice.randrange(4)
+        if act == 0:
+            os.ftruncate(fd, dice.choice([0, 5, 100_000]))
+        elif act == 1:
+            syscalls.fallocate(fd, dice.choice([0, 1, 3, 16]), offset, 9000)
+        else:
+            os.pwrite(fd, b"x" * dice.choice([6000, 20_000]), offset)
+        if dice.random() < 0.2:
+            syscalls.write_out(fd)
+
+
+def _write_out(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    syscalls.write_out(fd)
+    os.close(fd)
