@@ -217,8 +217,9 @@ class Accounted(Controlled):
                 accounting.settle(charge, self.frozen[node.nid].st_blocks)
                 accounting.forget(charge)
             elif not before.st_nlink:
-                # Removed meanwhile, and nobody had it open: whoever waits for the copy will.
-                books.record(before.st_uid, before.st_gid, before.st_blocks, 1)
+                # Removed before, and nobody had it open: whoever waits for the copy will.
+                blocks = self.frozen[node.nid].st_blocks
+                books.record(before.st_uid, before.st_gid, blocks, 1)
                 self.orphans.add(node.nid)
             try:
                 finish(error)

@@ -106,7 +106,7 @@ def test_a_file_without_a_name_counts_until_it_is_closed(bed: QuotaBed) -> None:
     assert bed.settled() == (0, 0)
 
 
-@pytest.mark.parametrize("where", ["lower", "upper"])
+@pytest.mark.parametrize("where", ["lower", "metadata", "upper"])
 @pytest.mark.parametrize("size", [5000, 3 << 20])
 def test_who_found_a_file_before_it_was_removed_uses_it_uncounted(
     bed: QuotaBed, where: str, size: int
@@ -115,9 +115,14 @@ def test_who_found_a_file_before_it_was_removed_uses_it_uncounted(
     top = bed.mount(**OWNERS)
     if where == "upper":
         os.truncate(top / "f", size + 10)
+    elif where == "metadata":
+        os.chmod(top / "f", 0o640)
     found = os.open(top / "f", os.O_PATH)
     os.unlink(top / "f")
     name = f"/proc/self/fd/{found}"
+    if where == "metadata":
+        os.close(os.open(name, os.O_RDWR))
+        assert bed.settled()[0] == 0
     os.chmod(name, 0o600)
     os.setxattr(name, "user.a", b"x" * 3000)
     os.chown(name, 5, 6)
