@@ -104,10 +104,15 @@ class Account:
 
     def block_ceiling(self, now: float) -> int:
         """Return up to where blocks may rise at ``now``."""
+        return self._ceiling(self.block_soft, self.block_hard, self.block_expire, now)
+
+    def ceiling_under(self, soft_kib: int, hard_kib: int, expire_s: int, now: float) -> int:
+        """Return the same under other limits (0 for none), which are not in force here yet."""
+        return self._ceiling(_blocks(soft_kib), _blocks(hard_kib), expire_s, now)
+
+    def _ceiling(self, soft: int, hard: int, expire_s: int, now: float) -> int:
         end = self.words[self.btime]
-        if self.block_soft < self.block_hard and (now >= end if end else not self.block_expire):
-            return self.block_soft
-        return self.block_hard
+        return soft if soft < hard and (now >= end if end else not expire_s) else hard
 
 
 def _blocks(size_kib: int) -> int:

@@ -295,6 +295,8 @@ class QuotaFile(Locked):
         for offset, word in enumerate(limits.words()):
             self.live[start + offset] = word
         self.live[W_GENERATION] = generation
+        # Nobody hears of a store into a mapping; a guard waits for this (see ``quotaguard``).
+        os.pwrite(self.fd, os.pread(self.fd, 1, 0), 0)
 
     def announce(self) -> None:
         """Make the server read the limits of users and groups again. Edit lock."""
@@ -435,6 +437,12 @@ class QuotaFile(Locked):
 def record_key(kind: int, ident: int) -> int:
     """Return the key word of a user (kind 0) or group (1)."""
     return R_VALID | kind << 32 | ident
+
+
+def block_limits(words: memoryview, at: int) -> tuple[int, int]:
+    """Return the soft and hard limit on blocks of the record at ``at``, in KiB."""
+    bank = at + R_BANKS[words[at + R_SELECT] & 1]
+    return words[bank], words[bank + 1]
 
 
 def _record(words: memoryview, at: int) -> Record:

@@ -30,17 +30,19 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from vzfs import syscalls
+from vzfs import quotafile, syscalls
 from vzfs.accounting import Accounting
 from vzfs.accounts import Account
 from vzfs.charges import Charge
 from vzfs.ledger import NEAR_BLOCKS, Ledger
-from vzfs.quotalayout import ENDLESS
+from vzfs.quotalayout import ENDLESS, F_ON, R_BLOCKS, Limits
 
 #: Faster than this nobody writes to the page cache, in blocks of 512 bytes a second (8 GiB/s).
 _RATE = 16 << 20
 _SHORTEST_S = 0.004
 _LONGEST_S = 1.0
+#: More room than this is no limit, in blocks: nothing is looked at until the limits change.
+_UNLIMITED = ENDLESS // 2
 #: How long the guard goes on looking when nobody writes, before it sleeps.
 _PATIENCE_S = 2.0
 #: A promise which was not used for so long never will be.
@@ -118,6 +120,8 @@ class Guard:
         self._watch()
         books = self._books
         if not books.limited:
+            if self._thread is None:
+                self.awake()
             return
         if not self.near and books.may_be_near(uid, gid) and books.headroom(uid, gid) < NEAR_BLOCKS:
             self._approach()
@@ -166,6 +170,9 @@ class Guard:
         if not self._marked:
             self._mark(syscalls.FAN_MARK_ADD, ignore=False)
             self._mark(syscalls.FAN_MARK_ADD, ignore=True)
+            # Changed limits are looked at at once: see ``QuotaFile.write_limits``.
+            path = os.fsencode(self._books.file.path)
+            syscalls.fanotify_mark(self._group, syscalls.FAN_MARK_ADD, syscalls.FAN_MODIFY, path)
             self._marked = True
 
     def _mark(self, what: int, *, ignore: bool) -> None:
@@ -209,6 +216,7 @@ class Guard:
 
     def _look(self) -> float | None:
         """Look at all writers; return in how many seconds to look again, None for not at all."""
+        self._asleep = False
         with self._lock:
             writers = self._writers()
             now = time.monotonic()
@@ -226,9 +234,15 @@ class Guard:
                 # Whoever opened a file just before that saw us awake.
                 if not self._writers():
                     return None
-                self._asleep = False
             return _PATIENCE_S / 4
         self._idle_since_s = 0.0
+        if room > _UNLIMITED:
+            self._retreat()
+            self._asleep = True
+            with self._lock:
+                if self._room(self._writers()) > _UNLIMITED:
+                    return None
+            return _SHORTEST_S
         if room < NEAR_BLOCKS:
             self._approach()
         elif room > 2 * NEAR_BLOCKS:
@@ -259,18 +273,27 @@ class Guard:
         limits = self._books.file.limits()
         for key, account in seen.items():
             used = account.words[account.blocks] + grown[key]
-            ceiling = min(account.block_ceiling(now), self._fresh(account, limits.block_hard))
+            ceiling = self._ceiling(account, limits, now)
             least = min(least, ceiling - used)
             # The server asks before it takes more than half of what is left.
             account.alarm = ENDLESS if ceiling >= ENDLESS else (used + ceiling) // 2
             account.recompute()
         return least
 
-    def _fresh(self, account: Account, hard_kib: int) -> int:
-        """Return the container's hard limit as it is now; the server may not have read it yet."""
-        if account is not self._books.whole or not self._books.enforced or not hard_kib:
+    def _ceiling(self, account: Account, limits: Limits, now: float) -> int:
+        """Return up to where an account's blocks may rise, by the limits as they are in the file.
+
+        The server reads them at its next reservation, but a write(2) may be all that happens.
+        """
+        books = self._books
+        if not books.file.flags & F_ON:
             return ENDLESS
-        return hard_kib * 2
+        if account is books.whole:
+            soft, hard, expire = limits.block_soft, limits.block_hard, limits.block_expire
+        else:
+            soft, hard = quotafile.block_limits(account.words, account.blocks - R_BLOCKS)
+            expire = account.block_expire
+        return account.ceiling_under(soft, hard, expire, now)
 
     def _expire(self, now: float) -> None:
         for tid, promise in list(self._promises.items()):
@@ -291,7 +314,11 @@ class Guard:
             return
         at = 0
         while at < len(data):
-            length, _, _, head, _, fd, tid = _EVENT.unpack_from(data, at)
+            length, _, _, head, mask, fd, tid = _EVENT.unpack_from(data, at)
+            if mask == syscalls.FAN_MODIFY:
+                at += length
+                os.close(fd)
+                continue
             offset, count = 0, 0
             if length > head and data[at + head] == _EVENT_RANGE:
                 *_, offset, count = _RANGE.unpack_from(data, at + head)
@@ -368,8 +395,7 @@ class Guard:
         for account in accounts:
             key = id(account)
             used = account.words[account.blocks] + promised[key] + grown[key]
-            ceiling = min(account.block_ceiling(now), self._fresh(account, limits.block_hard))
-            if used + blocks > ceiling:
+            if used + blocks > self._ceiling(account, limits, now):
                 return False
         return True
 

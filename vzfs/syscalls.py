@@ -77,6 +77,7 @@ FAN_MARK_MOUNT = 0x10
 FAN_MARK_IGNORED_SURV_MODIFY = 0x40
 FAN_MARK_IGNORE = 0x400
 #: Before content is read, written or mapped; since Linux 6.14.
+FAN_MODIFY = 0x2
 FAN_PRE_ACCESS = 0x00100000
 FAN_ALLOW = 0x1
 FAN_DENY = 0x2

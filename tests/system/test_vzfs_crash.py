@@ -128,15 +128,19 @@ def _tree_after(place: Path, act: Callable[[Path], object] | None) -> dict[str, 
 
 
 @pytest.mark.parametrize("act", ACTS, ids=lambda a: a.name)
-@pytest.mark.parametrize("after", ["replaced", "rebooted"])
-def test_death_at_every_step_leaves_old_or_new(home: Path, act: Act, after: str) -> None:
+@pytest.mark.parametrize(
+    ("after", "bed"),
+    [("replaced", "vzfs-kernel"), ("replaced", "vzfs-plain"), ("rebooted", "vzfs-kernel")],
+    ids=["replaced", "replaced-plain", "rebooted"],
+)
+def test_death_at_every_step_leaves_old_or_new(home: Path, act: Act, after: str, bed: str) -> None:
     old, new, half = (
         _tree_after(home / name, done)
         for name, done in (("old", None), ("new", act.act), ("half", act.half))
     )
     deaths = 0
     for limit in range(1, 400):
-        subject = supervised("vzfs-kernel", home / f"step{limit}")
+        subject = supervised(bed, home / f"step{limit}")
         _build(subject.lower)
         died = _die_at(subject, act, limit, after, (old, new, half))
         assert not difference(snapshot(subject.lower), old), f"step {limit}: the layer changed"
@@ -159,13 +163,10 @@ def _die_at(
 
     The first two of `trees` are those before and after the act; a power cut may leave any.
     """
-    from vzfs import server
-
     old, new = trees[:2]
     fuse = Fuse(limit)
     where = f"death before step {limit}"
-    subject.device = server.open_device()
-    server.mount(subject.device, subject.options(), subject.merged)
+    subject.attach()
     try:
         subject.serve(prepare=fuse.prepare)
         os.stat(subject.merged / "d/big")

@@ -434,6 +434,37 @@ def test_limits_change_live_down_below_usage_and_up_again(bed: QuotaBed) -> None
     assert fill(top / "h", 65536, 10)[0] == 0
 
 
+@pytest.mark.parametrize("whose", ["container", "user"])
+def test_who_only_writes_meets_changed_limits_at_once(bed: QuotaBed, whose: str) -> None:
+    def limit(kib: int) -> None:
+        if whose == "container":
+            quota.apply_space(bed.file, kib, kib)
+        else:
+            owner = Record(USER, 0, block_soft=kib, block_hard=kib)
+            quota.set_owner_limits(bed.file, owner)
+
+    top = bed.mount(**OWNERS)
+    with open(top / "f", "wb", buffering=0) as file:
+        file.write(b"x" * 65536)
+        limit(2000)
+        for kib in (4000, 0):
+            with pytest.raises(OSError, match="quota"):
+                while True:
+                    file.write(b"x" * 65536)
+            limit(kib)
+        for _ in range(100):
+            file.write(b"x" * 65536)
+        if whose == "container":
+            quota.turn_off(bed.file)
+            limit(8000)
+            file.write(b"x" * 65536)
+            quota.turn_on(bed.file)
+        else:
+            limit(8000)
+        with pytest.raises(OSError, match="quota"):
+            file.write(b"x" * 65536)
+
+
 def test_off_and_on_again_live_need_no_scan(bed: QuotaBed) -> None:
     top = bed.mount(block_soft=1000, block_hard=1000)
     quota.turn_off(bed.file)

@@ -156,13 +156,19 @@ class Vzfs(Bed):
             **self.settings,  # type: ignore[arg-type]
         )
 
+    def attach(self) -> None:
+        """Mount, with nobody to serve it yet."""
+        from vzfs import server
+
+        self.hand = self.new_hand()
+        self.device = server.open_device()
+        server.mount(self.device, self.options(), self.merged)
+
     def mount(self) -> None:
         from vzfs import server
 
         server.preload()
-        self.hand = self.new_hand()
-        self.device = server.open_device()
-        server.mount(self.device, self.options(), self.merged)
+        self.attach()
         self.serve()
         if not self.supervised:
             self.let_go()
