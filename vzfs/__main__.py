@@ -30,6 +30,7 @@ SECTIONS = (
         "FILES",
         (
             "P.work/session: what server and kernel agreed on, and which transport is used.",
+            "P.work/log: what the server in the background has to say, which should be nothing.",
             "P.work/lock: held while the area is mounted or repaired.",
             "M/.vzfs-quota: the quota as seen from inside, with --quota.",
         ),
@@ -215,7 +216,8 @@ def _mount(args: argparse.Namespace) -> int:
 def _serve_detached(fd: int, options: Options, target: Path) -> int:
     """Serve in a process of its own; return once requests are answered.
 
-    If it cannot serve, it says why, and nothing stays mounted.
+    If it cannot serve, it says why, and nothing stays mounted. Afterwards it has none of the
+    caller's descriptors: who reads the command's output is not kept waiting.
     """
     reader, writer = os.pipe()
     if os.fork():
@@ -234,6 +236,10 @@ def _serve_detached(fd: int, options: Options, target: Path) -> int:
         os.dup2(null, 1)
 
         def ready() -> None:
+            log = options.work_area / "log"
+            fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            os.dup2(fd, 2)
+            os.close(fd)
             os.write(writer, b"+")
             os.close(writer)
 
