@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime import files
+from runtime import files, journal
 from runtime.errors import (
     ImageConvertFailed,
     ImageResizeFailed,
@@ -33,6 +33,8 @@ from vzfs import syscalls
 
 #: linux/fs.h: struct fstrim_range (start, length, minimal length)
 _FITRIM = 0xC0185879
+#: The act in the journal while a machine's disk has two images.
+CONVERT = "convert-disk"
 _EXT = ("ext2", "ext3", "ext4")
 _MIB = 1 << 20
 _SPARE_SECTORS = 34
@@ -247,20 +249,42 @@ def convert(hdd: Hdd, progress: Progress, *, plain: bool) -> Path:
         raise ImageConvertFailed(f"{hdd.path} is {'plain' if plain else 'expanding'} already")
     hdd.check_idle("convert the disk of")
     suffix = ".raw" if plain else ".qcow2"
-    target = hdd.path.with_suffix(suffix) if hdd.path.suffix in (".raw", ".qcow2") else hdd.path
-    if target != hdd.path and target.exists():
-        raise ImageConvertFailed(f"{target} exists")
-    _replace(target, hdd, wanted, progress)
-    if hdd.machine is not None:
-        domain = hdd.machine.current().copy()
-        for disk in devices.disks(domain):
-            if Path(disk.image) == hdd.path:
-                disk.image, disk.format = str(target), wanted
-        hdd.machine.commit(domain)
-    if target != hdd.path:
+    # Never the name it has: between the new file and the new description each must name its own.
+    swaps = hdd.path.suffix in (".raw", ".qcow2") and hdd.path.suffix != suffix
+    target = hdd.path.with_suffix(suffix) if swaps else Path(f"{hdd.path}{suffix}")
+    if target.exists():
+        raise ImageConvertFailed(f"{target} exists", hint="remove or rename it first")
+    if hdd.machine is None:
+        _replace(target, hdd, wanted, progress)
         files.remove(hdd.path)
+    else:
+        machine = hdd.machine
+        entry = journal.record(
+            machine.paths, machine.record.uuid, CONVERT, images=[str(hdd.path), str(target)]
+        )
+        try:
+            _replace(target, hdd, wanted, progress)
+            domain = machine.current().copy()
+            for disk in devices.disks(domain):
+                if Path(disk.image) == hdd.path:
+                    disk.image, disk.format = str(target), wanted
+            machine.commit(domain)
+        finally:
+            settle_conversion(machine, [hdd.path, target])
+            entry.clear()
     progress.say("The disk has been successfully converted.")
     return target
+
+
+def settle_conversion(machine: Machine, pair: list[Path]) -> None:
+    """Keep that one of a converted disk's two images which the machine's description names."""
+    machine.save()
+    named = {Path(disk.image) for disk in devices.disks(machine.current()) if disk.image}
+    if named.isdisjoint(pair):
+        return
+    for image in pair:
+        if image not in named:
+            files.remove(image)
 
 
 def merge(hdd: Hdd, progress: Progress) -> None:

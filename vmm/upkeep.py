@@ -30,7 +30,7 @@ def repair(machine: Machine) -> None:
 
     Raises ConfigMissing when the machine is gone by that, or its bundle is missing.
     """
-    from vmm import cloning, hostmount, renaming, snapshots
+    from vmm import cloning, disktool, hostmount, renaming, snapshots
 
     begun = {entry.act: entry for entry in journal.pending(machine.paths, machine.record.uuid)}
     if (entry := begun.get("delete")) is not None:
@@ -51,6 +51,9 @@ def repair(machine: Machine) -> None:
         entry.clear()
     hostmount.repair(machine)
     files.sweep_temporaries(machine.record.home)
+    if (entry := begun.get(disktool.CONVERT)) is not None:
+        disktool.settle_conversion(machine, [Path(image) for image in entry.details["images"]])
+        entry.clear()
     _settle(machine)
     entry = begun.get("snapshots")
     if entry is not None and snapshots.settle(machine, entry.details):

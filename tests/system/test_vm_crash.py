@@ -175,6 +175,28 @@ def test_killed_disk_tools_leave_a_whole_disk(stopped: Lab, tmp_path: Path) -> N
     works_on_disk(stopped)
 
 
+@pytest.mark.parametrize("described", ["old", "new"])
+def test_a_conversion_killed_with_both_images_there_keeps_the_described_one(
+    stopped: Lab, tmp_path: Path, described: str
+) -> None:
+    from runtime import journal
+    from vmm.disktool import CONVERT
+
+    make_file_system(stopped, tmp_path)
+    old = image(stopped)
+    new = str(Path(old).with_suffix(".raw"))
+    copy = tmp_path / "copy"
+    if described == "old":
+        subprocess.run(["qemu-img", "convert", "-O", "raw", old, new], check=True)
+    else:
+        copy.write_bytes(Path(old).read_bytes())
+        stopped.ok("prl_disk_tool", "convert", "--plain", "--hdd", old)
+        Path(old).write_bytes(copy.read_bytes())
+    journal.record(stopped.paths, str(stopped.facts()["uuid"]), CONVERT, images=[old, new])
+    works_on_disk(stopped)
+    assert image(stopped) == (old if described == "old" else new)
+
+
 def image(lab: Lab) -> str:
     """Return the image of the machine's only disk, as its description has it."""
     (found,) = (one["image"] for one in lab.facts()["devices"] if "image" in one)  # type: ignore[attr-defined] # JSON
