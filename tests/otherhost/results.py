@@ -7,6 +7,7 @@ guest many hours, and a part of it is what a change asks for. So outcomes are ke
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,8 @@ from runtime import files
 #: Worst first: a test that passed and failed in its teardown counts as an error.
 _ORDER = ("error", "failed", "skipped", "passed")
 _BEGIN, _END = "<!-- other-host: begin -->", "<!-- other-host: end -->"
+_TITLES = "| tests | passed | failed | skipped | last run |"
+_UNITS = "unit tests"
 _LONGEST_REASON = 160
 
 
@@ -64,15 +67,10 @@ class Results:
     @property
     def figures(self) -> str:
         """The counts in one line, in the manner of pytest."""
-        return figures(self.outcomes.values())
-
-
-def figures(outcomes: Collection[Outcome]) -> str:
-    """Return the counts in one line, in the manner of pytest."""
-    counted = Counter(outcome.word for outcome in outcomes)
-    counts = ", ".join(f"{counted[word]} {_NOUNS[word]}" for word in reversed(_ORDER))
-    minutes = sum(outcome.seconds for outcome in outcomes) / 60
-    return f"{counts} in {minutes:.0f} minutes of test time"
+        counted = Counter(outcome.word for outcome in self.outcomes.values())
+        counts = ", ".join(f"{counted[word]} {_NOUNS[word]}" for word in reversed(_ORDER))
+        minutes = sum(outcome.seconds for outcome in self.outcomes.values()) / 60
+        return f"{counts} in {minutes:.0f} minutes of test time"
 
 
 _NOUNS = {"passed": "passed", "skipped": "skipped", "failed": "failed", "error": "errors"}
@@ -119,12 +117,13 @@ def summary(results: Results) -> str:
 def record(page: Path, store: Path, results: Results, today: str, manner: str) -> None:
     """Add the outcomes to those in ``store`` and write them all between the page's markers.
 
-    A test that is in no file any more is left out. ``manner`` tells how the guest ran ("emulated").
-    Raises ValueError for a page without markers, OSError.
+    A test that is in no file any more is left out. A file of which the page tells more tests than
+    the store knows (the store is a cache) keeps the page's line and failures. ``manner`` tells how
+    the guest ran ("emulated"). Raises ValueError for a page without markers, OSError.
     """
     text = page.read_text(encoding="utf-8")
     head, begin, rest = text.partition(_BEGIN)
-    _, end, tail = rest.partition(_END)
+    old, end, tail = rest.partition(_END)
     if not begin or not end:
         raise ValueError(f"{page} has no lines {_BEGIN} and {_END}")
     top = page.parent.parent
@@ -132,17 +131,26 @@ def record(page: Path, store: Path, results: Results, today: str, manner: str) -
     kept = {name: outcome for name, outcome in (_stored(store) | new).items() if _is_in(top, name)}
     lines = "".join(f"{json.dumps(asdict(outcome))}\n" for outcome in kept.values())
     files.replace(store, lines.encode())
+    there = {_UNITS, *(path.name for path in (top / "tests/system").glob("test_*.py"))}
+    rows, reasons = _rows(kept.values()), _reasons(kept.values())
+    for row in _told(old):
+        if row.name in there and (row.name not in rows or row.tests > rows[row.name].tests):
+            rows[row.name] = row
+            mark = "unit/" if row.name == _UNITS else f"system/{row.name}::"
+            reasons = [line for line in reasons if not line.startswith(f"| `{mark}")]
+            reasons += [line for line in old.splitlines() if line.startswith(f"| `{mark}")]
+    counts = [sum(numbers) for numbers in zip(*(row.counts for row in rows.values()), strict=True)]
     body = [
         f"{results.system}, kernel {results.kernel}, {manner}, {results.processors} processor"
         + ("s" if results.processors > 1 else "")
-        + f", until {today}: **{figures(kept.values())}**.",
+        + f", until {today}: **{counts[0]} passed, {counts[1]} failed, {counts[2]} skipped**.",
     ]
     if results.status is None:
         body.append(f"The last run did not come to its end (in `{results.running or 'no test'}`).")
-    body += ["", *_by_file(kept.values()), "", *_reasons(kept.values())]
-    ran = {outcome.file for outcome in kept.values()}
-    there = sorted(path.name for path in (top / "tests/system").glob("test_*.py"))
-    if never := [name for name in there if f"tests/system/{name}" not in ran]:
+    body += ["", _TITLES, "|---|---|---|---|---|", *(str(rows[name]) for name in sorted(rows))]
+    if reasons:
+        body += ["", "| test | | reason |", "|---|---|---|", *reasons]
+    if never := sorted(there - {_UNITS} - set(rows)):
         body += ["", f"Never recorded there: {', '.join(f'`{name}`' for name in never)}."]
     page.write_text(f"{head}{begin}\n" + "\n".join(body) + f"\n{end}{tail}", encoding="utf-8")
 
@@ -164,30 +172,51 @@ def _is_in(top: Path, test: str) -> bool:
     return all(name in text for name in names)
 
 
-def _by_file(outcomes: Collection[Outcome]) -> list[str]:
-    """Return the table of counts: the unit tests together, of the others each file."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of the page's table: the tests of a file, or all unit tests."""
+
+    name: str
+    #: Passed, failed, skipped.
+    counts: tuple[int, int, int]
+    day: str
+
+    @property
+    def tests(self) -> int:
+        return sum(self.counts)
+
+    def __str__(self) -> str:
+        return f"| {self.name} | {' | '.join(map(str, self.counts))} | {self.day} |"
+
+
+def _rows(outcomes: Collection[Outcome]) -> dict[str, _Row]:
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         unit = outcome.test.startswith("tests/unit/")
-        groups.setdefault("unit tests" if unit else Path(outcome.file).name, []).append(outcome)
-    rows = ["| tests | passed | failed | skipped | last run |", "|---|---|---|---|---|"]
-    for name in sorted(groups):
-        counted = Counter(outcome.word for outcome in groups[name])
-        day = max(outcome.day for outcome in groups[name])
-        failed = counted["failed"] + counted["error"]
-        rows.append(f"| {name} | {counted['passed']} | {failed} | {counted['skipped']} | {day} |")
+        groups.setdefault(_UNITS if unit else Path(outcome.file).name, []).append(outcome)
+    rows = {}
+    for name, group in groups.items():
+        counted = Counter(outcome.word for outcome in group)
+        counts = (counted["passed"], counted["failed"] + counted["error"], counted["skipped"])
+        rows[name] = _Row(name, counts, max(outcome.day for outcome in group))
     return rows
 
 
+def _told(page: str) -> list[_Row]:
+    """Return the lines of the table which the page has."""
+    row = re.compile(r"\| ([^|`]+) \| (\d+) \| (\d+) \| (\d+) \| (\d{4}-\d\d-\d\d) \|")
+    found = (row.fullmatch(line) for line in page.splitlines())
+    return [_Row(m[1], (int(m[2]), int(m[3]), int(m[4])), m[5]) for m in found if m is not None]
+
+
 def _reasons(outcomes: Collection[Outcome]) -> list[str]:
-    """Return the table of what did not pass, failures first."""
-    rows = [
+    """Return the table's lines of what did not pass, failures first."""
+    return [
         f"| `{outcome.test.removeprefix('tests/')}` | {title} | {_cell(outcome.reason)} |"
         for word, title in (("failed", "failed"), ("error", "failed"), ("skipped", "skipped"))
         for outcome in outcomes
         if outcome.word == word
     ]
-    return ["| test | | reason |", "|---|---|---|", *rows] if rows else []
 
 
 def _short(reason: str) -> str:

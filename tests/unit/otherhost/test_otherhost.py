@@ -251,6 +251,22 @@ def test_outcomes_of_several_runs_are_merged_and_the_newest_counts(page: Path) -
     assert "`system/test_a.py::c` | failed" in text and "::gone" not in text
 
 
+def test_what_the_page_tells_outlives_the_store(page: Path) -> None:
+    store = page.with_name("store")
+    told = _told(*(_test(f"tests/system/test_a.py::{name}", "failed") for name in ("b", "c")))
+    results.record(page, store, told, "2025-01-02", "emulated")
+    store.unlink()
+    results.record(
+        page, store, _told(_test("tests/system/test_a.py::b", "passed")), "2025-02-03", "emulated"
+    )
+    text = page.read_text()
+    assert "| test_a.py | 0 | 2 | 0 | 2025-01-02 |" in text and "0 passed, 2 failed" in text
+    assert "`system/test_a.py::b` | failed" in text
+    both = [_test(f"tests/system/test_a.py::{name}", "passed") for name in ("b", "c")]
+    results.record(page, store, _told(*both), "2025-03-04", "emulated")
+    assert "| test_a.py | 2 | 0 | 0 | 2025-03-04 |" in page.read_text()
+
+
 def test_named_tests_replace_the_default_and_other_arguments_select_from_it() -> None:
     assert "tests/unit" in command_line.pytest_arguments(["-k", "quota"])
     one = command_line.pytest_arguments(["tests/system/test_x.py::test_y"])
