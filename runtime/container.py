@@ -73,7 +73,10 @@ class Container(Enterable):
                 teardown.wait_for_end(run.supervisor, _CLEANUP_S)
             elif run.phase is not Phase.STARTING:
                 return
-        self.progress.detail("cleaning up after a supervisor that died")
+        if run.init is not None and run.init.alive and run.phase is Phase.RUNNING:
+            self.progress.warn("the container's supervisor died: its processes are ended")
+        else:
+            self.progress.detail("cleaning up after a supervisor that died")
         self._clear(run)
 
     def _clear(self, run: RunState | None) -> None:

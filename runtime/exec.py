@@ -96,6 +96,11 @@ def running(paths: Paths, ctid: int) -> RunState:
     found = state.load(paths, ctid)
     if found is None or found.init is None or found.phase is not Phase.RUNNING:
         raise NotRunning("Container is not running", hint=f"vzctl start {ctid}")
+    if not found.served:
+        raise NotRunning(
+            "Container is not running: its supervisor and its file server died",
+            hint=f"vzctl start {ctid}",
+        )
     return found
 
 

@@ -84,6 +84,13 @@ class RunState:
     started_s: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def served(self) -> bool:
+        """Whether its files are served, or will be again by its supervisor."""
+        return any(
+            process is not None and process.alive for process in (self.server, self.supervisor)
+        )
+
     def save(self, paths: Paths) -> None:
         """Write the state in one step (not fsynced: a reboot empties the run directory)."""
         target = paths.ct_state(self.ctid)

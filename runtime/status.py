@@ -37,8 +37,9 @@ class Status:
 def status(paths: Paths, ctid: int, private: Path | None = None) -> Status:
     """Return the status of ``ctid`` whose private area is ``private`` (default: the usual place).
 
-    A container is running while its init lives and its supervisor has not begun to clean up; the
-    record of a dead supervisor counts as stopped (the next command cleans it up).
+    A container is running while its init lives, its supervisor has not begun to clean up and its
+    files are served, or will be again: without supervisor and file server its processes are but
+    leftovers (the next command ends them).
     """
     area = private or paths.private(ctid)
     run = state.load(paths, ctid)
@@ -47,6 +48,7 @@ def status(paths: Paths, ctid: int, private: Path | None = None) -> Status:
         and run.phase in (Phase.RUNNING, Phase.STARTING, Phase.STOPPING)
         and run.init is not None
         and run.init.alive
+        and run.served
     )
     server = run is not None and run.server is not None and run.server.alive
     return Status(

@@ -324,9 +324,10 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(program, arguments)
-    except SystemExit as stop:  # argparse's --help and --version
-        return stop.code if isinstance(stop.code, int) else 0
+        status = _status(program, arguments)
+        # Here, where a reader who has enough is noticed, and not by the interpreter at its end.
+        sys.stdout.flush()
+        return status
     except VzError as error:
         refused = os.geteuid() != 0 and isinstance(error.__cause__, PermissionError)
         return _report(program, _not_root(error.message) if refused else error)
@@ -345,6 +346,13 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
         return 141
     except Exception:
         return _bug(program)
+
+
+def _status(program: Program, arguments: list[str]) -> int:
+    try:
+        return _run(program, arguments)
+    except SystemExit as stop:  # argparse's --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
 
 
 def _bug(program: Program) -> int:
