@@ -169,8 +169,8 @@ def _restore_host(context: Context) -> None:
 
 
 def stop(context: Context, args: argparse.Namespace) -> int:
-    """Stop every container that runs."""
-    rows = boot_order([entry for entry in entries(context) if entry.status.mounted])
+    """Stop every container that runs, and end what is left of those that died."""
+    rows = boot_order([entry for entry in entries(context) if entry.status.run is not None])
 
     def act(ctid: int) -> None:
         from runtime import locks

@@ -91,7 +91,10 @@ def test_after_a_kill_the_status_is_true_and_the_container_starts_again(
     stopped_clean(made)
 
 
-def test_without_supervisor_and_file_server_it_does_not_run(made: System) -> None:
+@pytest.mark.parametrize("words", [("vzctl", "set", CT, "--cpuunits", "500"), ("vz", "stop")])
+def test_without_supervisor_and_file_server_it_does_not_run(
+    made: System, words: tuple[str, ...]
+) -> None:
     """Its init is but a leftover, as nobody can serve its files any more; who ends it says so."""
     made.ok("vzctl", "start", CT)
     run = run_state(made)
@@ -101,8 +104,8 @@ def test_without_supervisor_and_file_server_it_does_not_run(made: System) -> Non
     assert not made.status(CT)["running"]
     refused = made.run("vzctl", "exec", CT, "true")
     assert refused.returncode == 31 and "died" in refused.stderr
-    changed = made.run("vzctl", "set", CT, "--cpuunits", "500", "--save")
-    assert changed.returncode == 0 and "its processes are ended" in changed.stderr
+    ended = made.run(*words)
+    assert ended.returncode == 0 and "its processes are ended" in ended.stderr
     until(lambda: not run.init.alive)
     assert made.strays() == []
 
