@@ -96,7 +96,10 @@ def merge_words(stored: str | None, checked: Sequence[str]) -> str | None:
 
 
 def merge_grants(stored: str | None, checked: Sequence[str]) -> str | None:
-    """Merge ``DEVICE:RIGHTS`` words; the right ``none`` takes the device away."""
+    """Merge ``DEVICE:RIGHTS`` words; the right ``none`` takes the device away, alone all of them."""
+    if "none" in checked:
+        last = len(checked) - 1 - checked[::-1].index("none")
+        stored, checked = None, checked[last + 1 :]
     merged = merge_words(stored, checked) or ""
     return " ".join(word for word in merged.split() if not word.endswith(":none")) or None
 
@@ -110,11 +113,13 @@ def _rights(text: str, word: str) -> str:
 
 
 def devices(text: str) -> str:
-    """Check ``b|c:MAJOR:MINOR|all:RIGHTS``; raises InvalidValue."""
+    """Check ``b|c:MAJOR:MINOR|all:RIGHTS`` or ``none``; raises InvalidValue."""
+    if text == "none":
+        return text
     match = re.fullmatch(r"([bc]):([0-9]{1,4}):(all|\*|[0-9]{1,7}):([a-z]+)", text)
     if match is None:
         raise InvalidValue(
-            f"not a device: {text!r}", hint="write b|c:MAJOR:MINOR|all:[r][w][q]|none"
+            f"not a device: {text!r}", hint="write b|c:MAJOR:MINOR|all:[r][w][q], or none"
         )
     major, minor = int(match[2]), match[3]
     # Device numbers are 12 and 20 bits wide (include/linux/kdev_t.h).
@@ -125,13 +130,15 @@ def devices(text: str) -> str:
 
 
 def devnodes(text: str) -> str:
-    """Check ``NAME:RIGHTS``, NAME being a device node below /dev; raises InvalidValue."""
+    """Check ``NAME:RIGHTS``, NAME a device node below /dev, or ``none``; raises InvalidValue."""
+    if text == "none":
+        return text
     name, colon, rights = text.rpartition(":")
     name = name.removeprefix("/dev/")
     parts = name.split("/")
     bad = any(part in ("", ".", "..") for part in parts) or re.search(r"[\s:\"'\\$`]", name)
     if not colon or bad:
-        raise InvalidValue(f"not a device node: {text!r}", hint="write NAME:[r][w][q]|none")
+        raise InvalidValue(f"not a device node: {text!r}", hint="write NAME:[r][w][q], or none")
     return f"{name}:{_rights(rights, text)}"
 
 
@@ -241,7 +248,7 @@ ROWS = (
     Setting(
         "devices",
         "DEVICES",
-        "access to a device by number",
+        "access to a device by number; RIGHTS of r, w, q, or none",
         check=devices,
         metavar="b|c:MAJOR:MINOR|all:RIGHTS|none",
         merge=merge_grants,
@@ -251,7 +258,7 @@ ROWS = (
     Setting(
         "devnodes",
         "DEVNODES",
-        "access to a device by its node in the server's /dev",
+        "access to a device by its node in the server's /dev; RIGHTS as above",
         check=devnodes,
         metavar="NAME:RIGHTS|none",
         merge=merge_grants,

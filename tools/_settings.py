@@ -55,7 +55,8 @@ def _option(row: Setting) -> Option:
         return option(
             f"--{row.option}", help=row.help, dest=dest, action="append_const", const="yes"
         )
-    return option(f"--{row.option}", help=row.help, dest=dest, action="append", metavar=row.metavar)
+    metavar = "|".join(row.choices) or row.metavar
+    return option(f"--{row.option}", help=row.help, dest=dest, action="append", metavar=metavar)
 
 
 def settings_given(args: argparse.Namespace, context: Context) -> dict[str, list[str]]:
@@ -107,18 +108,17 @@ def set_container(context: Context, ct: Container, args: argparse.Namespace) -> 
         wanted = _merged(before, sample, given)
         after = context.config(ct.ctid, file).with_overrides({**kept, **wanted})
         if running or args.save or wanted.keys() - stored_keys:
-            needs_restart = _apply(ct, rows, before, after, running=running)
+            force = args.save and args.force
+            needs_restart = _apply(ct, rows, before, after, running=running, force=force)
         else:
             needs_restart = []
         if args.save:
             file.save(ct.record.conf)
             progress.say(f"Saved parameters for Container {ct.ctid}")
+        elif running:
+            _warn_unsaved(ct, rows, needs_restart)
         elif any(row.stored for row in rows):
-            progress.warn(
-                "Settings were not saved and will be lost after the container is restarted"
-                if running
-                else "The container does not run and --save is not given: nothing was changed"
-            )
+            progress.warn("The container does not run and --save is not given: nothing was changed")
         if running:
             live = {
                 key: wanted[key]
@@ -134,7 +134,7 @@ def set_container(context: Context, ct: Container, args: argparse.Namespace) -> 
                     if key not in values or value != values[key]
                 }
             unsaved.write(context.paths, ct.ctid, stays)
-        if needs_restart and running:
+        if needs_restart and running and args.save:
             _restart(context, ct, args, needs_restart, after)
 
 
@@ -177,26 +177,43 @@ def _check_name(context: Context, ctid: int, values: dict[str, str | None]) -> N
             )
 
 
+def _warn_unsaved(ct: Container, rows: list[Setting], waiting: list[str]) -> None:
+    """Tell what becomes of settings of a running container that are not stored."""
+    if any(row.stored and f"--{row.option}" not in waiting for row in rows):
+        ct.progress.warn(
+            "Settings were not saved and will be lost after the container is restarted"
+        )
+    if waiting:
+        ct.progress.warn(
+            f"{', '.join(waiting)} would take effect when the container is restarted, but is not"
+            " saved: nothing was changed by it"
+        )
+
+
 def _apply(
-    ct: Container, rows: list[Setting], before: Config, after: Config, *, running: bool
+    ct: Container, rows: list[Setting], before: Config, after: Config, *, running: bool, force: bool
 ) -> list[str]:
     """Apply each row once; return the options that only act after a restart.
 
-    When one fails, those applied before it are turned back.
+    When one fails, those applied before it are turned back; with ``force`` it is passed over.
     """
     waiting: list[str] = []
     done: list[Callable[[Container, Config, Config], None]] = []
     for row in rows:
         function = row.applier()
         if function is None:
-            if before.get(row.key) != after.get(row.key) and row.option not in _AT_ONCE:
+            changed = before.get(row.key) != after.get(row.key)
+            if changed and row.stored and row.option not in _AT_ONCE:
                 waiting.append(f"--{row.option}")
             continue
         if function in done or not (running or row.always):
             continue
         try:
             function(ct, before, after)
-        except VzError:
+        except VzError as error:
+            if force:
+                ct.progress.warn(f"--{row.option} is stored, but not applied: {error.message}")
+                continue
             # It may have done a part; what it cannot undo now is what it could not do before.
             with suppress(VzError):
                 function(ct, after, before)

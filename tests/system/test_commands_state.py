@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from runtime import state
+
 pytestmark = pytest.mark.root
 
 
@@ -98,6 +100,41 @@ def test_clocks_are_the_containers_own_unless_it_has_the_servers(system):
     with open("/proc/stat") as file:
         own = next(int(line.split()[1]) for line in file if line.startswith("btime"))
     assert abs(boot - own) <= 2
+
+
+def test_force_stores_what_cannot_be_applied(system):
+    system.create(101)
+    system.ok("vzctl", "start", 101)
+    before = system.paths.ct_conf(101).read_text()
+    quota = system.paths.quota_file(101)
+    held = quota.rename(quota.with_name("held"))
+    quota.write_bytes(b"junk" * 1000)
+    try:
+        system.fails(62, "vzctl", "set", 101, "--diskspace", "1G", "--cpuunits", "500", "--save")
+        assert system.paths.ct_conf(101).read_text() == before
+        told = system.run(
+            "vzctl", "set", 101, "--diskspace", "1G", "--cpuunits", "500", "--save", "--force"
+        )
+        assert told.returncode == 0, told.stderr
+        assert "--diskspace is stored, but not applied: " in told.stderr
+    finally:
+        held.rename(quota)
+    conf = system.paths.ct_conf(101).read_text()
+    assert 'DISKSPACE="1048576:1048576"' in conf and 'CPUUNITS="500"' in conf
+
+
+def test_what_needs_a_restart_is_nothing_without_save(system):
+    system.create(101)
+    system.ok("vzctl", "start", 101)
+    init = state.load(system.paths, 101).init
+    told = system.run(
+        "vzctl", "set", 101, "--capability", "net_raw:off", "--setmode", "restart"
+    ).stderr
+    assert "--capability would take effect" in told and "nothing was changed" in told
+    assert "will be lost" not in told
+    assert state.load(system.paths, 101).init == init, "a restart would have brought nothing"
+    told = system.run("vzctl", "set", 101, "--userpasswd", "root:$6$salt$" + "x" * 86, "--crypted")
+    assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_a_start_drops_the_dump_of_another_product(system):

@@ -140,6 +140,8 @@ def test_switches_merge_and_the_last_one_wins():
 def test_the_right_none_takes_a_device_away():
     assert store("devnodes", "sda:none", stored="sda:rw sdb:r") == "sdb:r"
     assert store("devices", "c:10:200:none", stored="c:10:200:rw") is None
+    assert store("devices", "none", stored="c:10:200:rw b:8:0:r") is None
+    assert store("devnodes", "sda:r", "none", "sdb:r", stored="sdc:rw") == "sdb:r"
 
 
 def test_bind_mounts_are_added_replaced_and_removed():
