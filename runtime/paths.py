@@ -44,6 +44,13 @@ class Paths:
         """Return a path from a configuration file, taken below the root."""
         return self.root / configured.lstrip("/")
 
+    def typed(self, path: str) -> Path:
+        """Return a path typed on a command line: as it is if it lies below the root, else as
+        ``area`` takes it.
+        """
+        absolute = Path(os.path.abspath(path))
+        return absolute if absolute.is_relative_to(self.root) else self.area(path)
+
     # configuration
     @property
     def etc(self) -> Path:

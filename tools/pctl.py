@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from tools import (
+    counters,
     diagnose,
     recover,
     reinstall,
@@ -56,6 +57,7 @@ PROGRAM = Program(
         *verbs_list.VERBS,
         *verbs_events.VERBS,
         *sharing.VERBS,
+        *counters.VERBS,
         *verbs_vm.only(_CONTAINER_VERBS),
     ),
     choose=_choose,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
 from runtime import files, locks, registry
 from runtime.config import ConfigFile
@@ -28,21 +26,21 @@ def clone(context: Context, args: argparse.Namespace) -> None:
     else:
         ctid = lifecycle.next_ctid(context.paths)
         name = registry.check_name(args.name) if args.name else None
-    place = context.paths.area(args.dst) / str(ctid) if args.dst else None
+    place = context.paths.typed(args.dst) / str(ctid) if args.dst else None
     copying.clone(context, source, ctid, name=name, private=place)
 
 
 def move(context: Context, args: argparse.Namespace) -> None:
     """Move a container's private area."""
     ct = environments.find_container(context, args.ident)
-    place = context.paths.area(args.dst) / str(ct.ctid)
+    place = context.paths.typed(args.dst) / str(ct.ctid)
     copying.move(context, ct, ct.ctid, private=place)
 
 
 def register(context: Context, args: argparse.Namespace) -> None:
     """Make a private area that lies somewhere a container of this server."""
     paths = context.paths
-    private = Path(os.path.abspath(args.path))
+    private = paths.typed(args.path)
     conf = private / "ve.conf"
     if not (private / "root").is_dir():
         raise RegisterFailed(f"{private} is no private area: it has no directory 'root'")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -242,39 +241,6 @@ def capture(context: Context, args: argparse.Namespace) -> None:
             sys.stdout.buffer.write(data)
 
 
-def statistics(context: Context, args: argparse.Namespace) -> None:
-    """Print counters of a running machine, or of all."""
-    from vmm import registry, status
-    from vmm import statistics as module
-
-    if not args.ident and not args.all:
-        raise InvalidOption("no machine is given", hint="pctl statistics ID, or -a for all")
-    while True:
-        if args.all:
-            names = [
-                record.uuid
-                for record in registry.records(context.paths)
-                if status.state(context.paths, record) is status.State.RUNNING
-            ]
-        else:
-            names = [args.ident]
-        out = {}
-        for name in names:
-            with opened(context, name) as machine:
-                out[machine.label] = module.read(machine, args.filter)
-        if args.json:
-            print(json.dumps(out, indent=2), flush=True)
-        else:
-            for label, counters in out.items():
-                if args.all:
-                    print(f"{label}:")
-                for key, value in counters.items():
-                    print(f"{key:<40}{value}", flush=True)
-        if not args.loop:
-            return
-        time.sleep(1)
-
-
 def mount(context: Context, args: argparse.Namespace) -> None:
     """Mount a stopped machine's partitions on the server, or say which there are."""
     from vmm import hostmount
@@ -396,11 +362,6 @@ VERBS: tuple[Verb, ...] = (
          option("-c", "--children", help="with those made after it", action="store_true"))),
     Verb("capture", "store the screen as a PNG image", capture, (ID,
          option("--file", help="the image", metavar="FILE")), changes=False),
-    Verb("statistics", "print counters", statistics, (
-         option("ident", help="the machine", metavar="ID", nargs="?"),
-         option("-a", "--all", help="all running machines", action="store_true"),
-         option("--filter", help="only matching names", metavar="PATTERN", default="*"),
-         option("--loop", help="again every second", action="store_true"), JSON), changes=False),
     Verb("mount", "mount a stopped machine's partitions", mount, (ID,
          option("-o", "--option", help="ro (default) or rw", metavar="ro|rw"),
          option("--info", help="only tell which partitions there are", action="store_true"))),

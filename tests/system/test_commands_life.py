@@ -307,6 +307,19 @@ def test_an_area_that_was_let_go_is_registered_again(system):
     assert system.ok("vzlist", "-1") == "150\n"
 
 
+def test_a_place_is_typed_as_the_server_or_as_a_configuration_names_it(system):
+    system.create(101)
+    places = {"/srv/areas": "srv/areas", str(system.root / "vz/areas"): "vz/areas"}
+    for typed, place in places.items():
+        system.ok("pctl", "move", 101, "--dst", typed)
+        assert (system.root / place / "101/root").is_dir()
+        assert f'VE_PRIVATE="/{place}/101"' in system.paths.ct_conf(101).read_text()
+        system.ok("pctl", "unregister", 101)
+        system.ok("pctl", "register", f"{typed}/101", 101)
+        system.ok("vzctl", "start", 101)
+        system.ok("vzctl", "stop", 101, "--fast")
+
+
 def test_events_tell_what_happened(system):
     system.create(101)
     system.ok("vzctl", "start", 101)

@@ -206,3 +206,31 @@ def test_what_is_in_force_and_what_is_stored_go_on_apart(system, container):
     system.ok("vzctl", "set", container, "--devnodes", "kmsg:none", "--save")
     assert "DEVNODES" not in conf.read_text()
     assert system.run("vzctl", "exec2", container, "test -e /dev/kmsg").returncode == 1
+
+
+def test_statistics_count_what_a_container_does(system, container):
+    def read(*words):
+        return json.loads(system.ok("pctl", "statistics", *words, "-j"))
+
+    before = read(container)["web1"]
+    assert before["guest.ram.total"] == 128 * 1024
+    assert before["guest.cpu.usage"] <= 10
+    inside(system, container, "dd if=/dev/zero of=/file bs=1M count=20 2>/dev/null")
+    load = system.popen("vzctl", "exec", container, "while :; do :; done")
+    try:
+        time.sleep(0.5)
+        after = read("-a")["web1"]
+    finally:
+        inside(system, container, "pkill -f 'while :' || true")
+        load.kill()
+        load.wait()
+    assert after["guest.cpu.time"] > before["guest.cpu.time"] + 200_000_000
+    assert 40 <= after["guest.cpu.usage"] <= 110, "one processor is all it has"
+    used_kib = before["guest.fs0.free"] - after["guest.fs0.free"]
+    assert 20 * 1024 <= used_kib <= 20 * 1024 + 64
+    only = system.ok("pctl", "statistics", "web1", "--filter", "guest.ram.*").split()
+    assert only and all(word.startswith("guest.ram.") for word in only[::2])
+    system.fails(14, "pctl", "statistics", "nobody")
+    system.fails(20, "pctl", "statistics")
+    system.ok("vzctl", "stop", container, "--fast")
+    system.fails(31, "pctl", "statistics", container)
