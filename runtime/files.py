@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,19 +89,35 @@ def remove_tree(path: Path) -> None:
 _DEEPEST = 100
 
 
+#: How long a killed writer may take to end, in seconds.
+_ENDING_S = 2.0
+
+
 def _rmtree(path: Path, *, ignore_errors: bool = False) -> None:
     """Remove a tree of any depth, which shutil.rmtree cannot: what is inside may be hostile."""
-    try:
-        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    deadline = time.monotonic() + _ENDING_S
+    while True:
         try:
-            while _empty(top, top, 0):
-                pass
-        finally:
-            os.close(top)
-        os.rmdir(path)
-    except OSError:
-        if not ignore_errors:
-            raise
+            _remove_all(path)
+            return
+        except OSError as error:
+            # The program of a killed command dies after the command's locks are free.
+            if error.errno == errno.ENOTEMPTY and time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
+            if not ignore_errors:
+                raise
+            return
+
+
+def _remove_all(path: Path) -> None:
+    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        while _empty(top, top, 0):
+            pass
+    finally:
+        os.close(top)
+    os.rmdir(path)
 
 
 def _empty(directory: int, top: int, depth: int) -> bool:

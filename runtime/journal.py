@@ -57,6 +57,15 @@ def record(paths: Paths, ident: int | str, act: str, **details: Any) -> Intentio
     return entry
 
 
+def unfinished(paths: Paths) -> frozenset[str]:
+    """Return the identities for which something was begun and not cleared."""
+    try:
+        names = os.listdir(paths.journal)
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(name.partition(".")[0] for name in names if name.endswith(".json"))
+
+
 def pending(paths: Paths, ident: int | str) -> list[Intention]:
     """Return what was begun on ``ident`` and not cleared, oldest first.
 

@@ -13,7 +13,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from runtime import files
+from runtime import files, programs
 from runtime.paths import Paths
 from runtime.progress import Progress
 from templates import sources
@@ -89,6 +89,7 @@ def _unpack(archive: Path, tree: Path) -> None:
     """Run tar(1), which unlike Python's keeps capabilities, and delays links that lead outside."""
     done = subprocess.run(
         [
+            *programs.ENDING_WITH_US,
             "tar",
             "--extract",
             f"--file={archive}",

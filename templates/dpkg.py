@@ -10,6 +10,7 @@ import tempfile
 from collections import deque
 from pathlib import Path
 
+from runtime import programs
 from runtime.paths import Paths
 from runtime.progress import Progress
 from templates import sources
@@ -120,7 +121,7 @@ def confined() -> list[str]:
     a killed build can be removed at once.
     """
     return [
-        *("setpriv", "--pdeathsig", "KILL"),
+        *programs.ENDING_WITH_US,
         *("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--"),
     ]
 

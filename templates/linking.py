@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime import files
+from runtime import files, programs
 from runtime.progress import Progress, Silent
 from templates import inspection, lock, trees, users
 from templates.catalogue import Template
@@ -455,7 +455,7 @@ def unpack_fetched(template: Template, tree: Tree, progress: Progress) -> int:
 def _extract(package: Path, target: Path) -> None:
     """Unpack a package's files (dpkg-deb(1)); nothing of it is run."""
     done = subprocess.run(
-        ["dpkg-deb", "--extract", str(package), str(target)],
+        [*programs.ENDING_WITH_US, "dpkg-deb", "--extract", str(package), str(target)],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -88,6 +88,8 @@ def _escaped(path: Path) -> str:
 def _child(target: Path, options: str, script: int, environment: Mapping[str, str]) -> NoReturn:
     code = _NO_OVERLAY
     with suppress(OSError):
+        # Nothing may write beside whoever repairs what a killed command left.
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.alarm(_TIMEOUT_S)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)

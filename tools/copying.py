@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime import files, journal, locks, registry, suspension
+from runtime import files, journal, locks, programs, registry, suspension
 from runtime.config import ConfigFile
 from runtime.errors import (
     InvalidValue,
@@ -217,7 +217,10 @@ def copy_tree(source: Path, target: Path) -> None:
         raise InvalidValue(f"{source} is no private area")
     with files.new_directory(target, mode=0o700) as place:
         done = subprocess.run(
-            ["cp", "-a", "--reflink=auto", "--sparse=auto", f"{source}/.", str(place)],
+            [
+                *programs.ENDING_WITH_US,
+                *("cp", "-a", "--reflink=auto", "--sparse=auto", f"{source}/.", str(place)),
+            ],
             env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             capture_output=True,
             check=False,

@@ -7,7 +7,6 @@ command left behind, with the container's lock held.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -329,7 +328,7 @@ def repair(context: Context, ctid: int) -> None:
         if entry.act == "create":
             # Acknowledged only by its configuration file: without that, it never was.
             if not paths.ct_conf(ctid).exists():
-                shutil.rmtree(private, ignore_errors=True)
+                files.remove_tree(private)
                 registry.release_names(paths, ctid)
             if private.parent.is_dir():
                 files.sweep_temporaries(private.parent)

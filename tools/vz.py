@@ -10,10 +10,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from runtime import files, nursery, state, suspension
-from runtime.errors import InvalidValue, SystemFailure, VzError
+from runtime.errors import InvalidValue, Locked, SystemFailure, VzError
 from tools import environments, lifecycle
 from tools._command import JSON, Context, Program, Verb, option
 from tools._command import main as run_program
@@ -116,6 +117,7 @@ def start(context: Context, args: argparse.Namespace) -> int:
     # All supervisors from one process: what they do not write to is in memory once.
     nursery.begin()
     _restore_host(context)
+    _clear_leftovers(context)
     rows = boot_order(
         [
             entry
@@ -155,6 +157,16 @@ def _reconcile_network(context: Context, rows: Sequence[Entry]) -> None:
 
         with Server(context.paths) as server:
             server.reconcile()
+
+
+def _clear_leftovers(context: Context) -> None:
+    """Undo what killed commands began on ids that no container has."""
+    from runtime import journal, locks
+
+    for word in journal.unfinished(context.paths):
+        if word.isdecimal() and not context.paths.ct_conf(int(word)).exists():
+            with suppress(Locked), locks.environment(context.paths, int(word), "boot"):
+                lifecycle.repair(context, int(word))
 
 
 def _restore_host(context: Context) -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -318,6 +320,34 @@ def test_a_place_is_typed_as_the_server_or_as_a_configuration_names_it(system):
         system.ok("pctl", "register", f"{typed}/101", 101)
         system.ok("vzctl", "start", 101)
         system.ok("vzctl", "stop", 101, "--fast")
+
+
+def test_a_copy_that_was_killed_leaves_nothing_for_long(system):
+    """Not its own program either, which would go on writing into what the next command removes."""
+    system.create(101)
+    data = system.paths.private(101) / "root/data"
+    for number in range(3000):
+        (data / f"{number % 50}").mkdir(parents=True, exist_ok=True)
+        (data / f"{number % 50}/{number}").write_bytes(b"x" * 100)
+    area = system.paths.private(102).parent
+    for repair in (("vzctl", "create", 102, "--ostemplate", "busybox"), ("vz", "start")):
+        process = system.popen("pctl", "clone", 101, "--name", "102", stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not list(area.glob(".tmp-102.*/root/data/7")):
+            assert time.monotonic() < deadline and process.poll() is None
+        for pid in system.processes():
+            with suppress(ProcessLookupError, FileNotFoundError):
+                if Path(f"/proc/{pid}/comm").read_text() != "vz-nursery\n":
+                    os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        system.ok(*repair)
+        assert not list(area.glob(".tmp-*"))
+        if repair[0] == "vzctl":
+            assert sorted(os.listdir(area)) == ["101", "102"]
+            system.ok("vzctl", "destroy", 102)
+    assert os.listdir(area) == ["101"]
+    assert os.listdir(system.paths.journal) == []
 
 
 def test_events_tell_what_happened(system):
