@@ -268,7 +268,7 @@ class Container(Enterable):
     def _run_start_scripts(self) -> None:
         """Run the container's own ``start`` script inside; raises ActionScriptFailed, stopped."""
         for script in hooks.scripts(self.paths, self.ctid, "start", self.private):
-            code = self.run_text(script.read_bytes())
+            code = self.run_text(script.read_bytes(), hooks.variables(self.paths, self.ctid))
             if code:
                 self.stop(fast=True)
                 raise ActionScriptFailed(f"{script} returned {code}")
@@ -276,7 +276,7 @@ class Container(Enterable):
     def _run_stop_scripts(self) -> None:
         for script in hooks.scripts(self.paths, self.ctid, "stop", self.private):
             with suppress(VzError):
-                code = self.run_text(script.read_bytes())
+                code = self.run_text(script.read_bytes(), hooks.variables(self.paths, self.ctid))
                 if code:
                     self.progress.warn(f"{script} returned {code}")
 

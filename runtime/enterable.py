@@ -203,7 +203,7 @@ class Enterable:
         console.say("")
         return 0
 
-    def run_text(self, text: bytes) -> int:
+    def run_text(self, text: bytes, environment: Mapping[str, str] | None = None) -> int:
         """Run a script's ``text`` in the running container; return its status."""
         fd = os.memfd_create("script", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with mounts.closing(fd):
@@ -212,7 +212,7 @@ class Enterable:
             words: tuple[str, ...] = (f"/proc/self/fd/{exec_module.SCRIPT_FD}",)
             if not text.startswith(b"#!"):
                 words = ("/bin/sh", *words)
-            return self._run_command(Command(words, {}, script_fd=fd))
+            return self._run_command(Command(words, dict(environment or {}), script_fd=fd))
 
     def set_hostname(self, hostname: str) -> None:
         """Set the host name of the running container, in the kernel and in /etc/hostname."""

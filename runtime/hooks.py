@@ -1,8 +1,8 @@
 """Action scripts of the administrator (vzctl(8), ACTION SCRIPTS; guide, config.md §5).
 
 On the host: ``vps.ACTION`` for every container, then ``CTID.ACTION``, both beside the
-configuration files, then ``scripts/ACTION`` in the private area; their environment holds VEID and
-VE_CONFFILE. Inside: ``start`` and ``stop`` of the container alone.
+configuration files, then ``scripts/ACTION`` in the private area. Inside: ``start`` and ``stop`` of
+the container alone. The environment of all holds VEID and VE_CONFFILE.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ def scripts(paths: Paths, ctid: int, action: str, private: Path) -> Iterator[Pat
             yield Path(place)
 
 
+def variables(paths: Paths, ctid: int) -> dict[str, str]:
+    """Return what the environment of every action script has, on the host and inside."""
+    return {"VEID": str(ctid), "VE_CONFFILE": str(paths.ct_conf(ctid))}
+
+
 def run_on_host(paths: Paths, ctid: int, action: str, private: Path, root: Path) -> None:
     """Run an action's scripts on the host; the first that fails raises ActionScriptFailed."""
     for script in scripts(paths, ctid, action, private):
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LC_ALL": "C",
-            "VEID": str(ctid),
-            "VE_CONFFILE": str(paths.ct_conf(ctid)),
+            **variables(paths, ctid),
             "VE_ROOT": str(root),
             "VE_PRIVATE": str(private),
         }

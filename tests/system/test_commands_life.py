@@ -330,7 +330,10 @@ def test_a_copy_that_was_killed_leaves_nothing_for_long(system):
         (data / f"{number % 50}").mkdir(parents=True, exist_ok=True)
         (data / f"{number % 50}/{number}").write_bytes(b"x" * 100)
     area = system.paths.private(102).parent
-    for repair in (("vzctl", "create", 102, "--ostemplate", "busybox"), ("vz", "start")):
+    for repair in (
+        ("vzctl", "create", 102, "--ostemplate", "busybox", "--force"),
+        ("vz", "start"),
+    ):
         process = system.popen("pctl", "clone", 101, "--name", "102", stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while not list(area.glob(".tmp-102.*/root/data/7")):

@@ -44,9 +44,9 @@ def test_action_scripts_run_in_their_order_on_the_server_and_inside(made: System
     for action in ("premount", "mount", "umount", "postumount"):
         script(conf / f"vps.{action}", f"echo vps.{action} $VEID >> {log}\n")
         script(conf / f"{CT}.{action}", f"echo ct.{action} $(basename $VE_CONFFILE) >> {log}\n")
-    script(conf / f"{CT}.start", "echo started > /started-inside\n")
+    script(conf / f"{CT}.start", "echo started $VEID $(basename $VE_CONFFILE) > /started-inside\n")
     made.ok("vzctl", "start", CT)
-    assert made.ok("vzctl", "exec", CT, "cat /started-inside") == "started\n"
+    assert made.ok("vzctl", "exec", CT, "cat /started-inside") == f"started {CT} {CT}.conf\n"
     script(conf / f"{CT}.stop", "echo stopped > /stopped-inside\n")
     made.ok("vzctl", "stop", CT)
     assert (made.paths.private(CT) / "root/stopped-inside").exists()
