@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn
 
-from runtime import control as control_module
 from runtime import (
+    children,
     events,
     features,
     hooks,
@@ -40,6 +40,7 @@ from runtime import (
     teardown,
     unixsocket,
 )
+from runtime import control as control_module
 from runtime.cgroups import Cgroup, Limits
 from runtime.children import Given, Server
 from runtime.errors import MountFailed, MountPointFailed, SystemFailure, VzError
@@ -101,6 +102,8 @@ class Kept:
     fuse_fd: int = -1
     options: bytes = b""
     server: Server | None = None
+    #: Where the supervisor hears from it.
+    server_says: socket.socket | None = None
     #: What all its file servers share, where the kernel does not keep their requests.
     hand: Hand | None = None
     view_fd: int = -1
@@ -121,9 +124,11 @@ class Kept:
         """The system's log, if this container writes to it."""
         return Log(self.paths.log, program="supervisor", enabled=self.logging)
 
-    def give(self, sock: socket.socket, what: bytes, fd: int, *, resumed: bool = False) -> None:
-        """Tell a waiting server what to serve."""
-        Given(self.log, self.ctid, resumed, what).send(sock, fd)
+    def give(
+        self, sock: socket.socket, what: bytes, fds: list[int], *, resumed: bool = False
+    ) -> None:
+        """Tell a waiting server what to serve, with its connection and what another one left."""
+        Given(self.log, self.ctid, resumed, what).send(sock, fds)
 
 
 def do(act: Act, kept: Kept, told: socket.socket, status: int | None) -> NoReturn:
@@ -340,17 +345,16 @@ class _Actor:
         options = pickle.dumps(wanted.options)
         self._tell(FILES, options, [kept.fuse_fd])
         assert kept.server_channel is not None
-        kept.give(kept.server_channel, options, kept.fuse_fd)
+        kept.give(kept.server_channel, options, [kept.fuse_fd])
 
     def _await_mount(self) -> None:
         """Wait until the file server answers and run the scripts that may use the mount."""
         wanted = self.plan
         assert self.kept.server_channel is not None
-        with suppress(ConnectionResetError):
-            if self.kept.server_channel.recv(1):
-                hooks.run_on_host(wanted.paths, wanted.ctid, "mount", wanted.private, wanted.target)
-                self.report.say("Container is mounted")
-                return
+        if children.await_ready(self.kept.server_channel):
+            hooks.run_on_host(wanted.paths, wanted.ctid, "mount", wanted.private, wanted.target)
+            self.report.say("Container is mounted")
+            return
         raise MountFailed(f"the file server of {wanted.private} does not start")
 
     def _unmount(self) -> None:
@@ -451,7 +455,7 @@ class _Actor:
         source = pickle.dumps(begin(kept.paths, kept.ctid))
         self._tell(VIEW, source, [kept.view_fd])
         assert kept.view_channel is not None
-        kept.give(kept.view_channel, source, kept.view_fd)
+        kept.give(kept.view_channel, source, [kept.view_fd])
 
     def _clear_init(self) -> None:
         """Remove what belonged to process 1: its processes, network, control groups. Idempotent."""

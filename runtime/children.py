@@ -24,6 +24,11 @@ from vzfs.server import Hand
 #: Where a server has its end of the channel.
 _CHANNEL_FD = 3
 _READY = b"R"
+_RESTS = b"Z"
+#: How a file server ends that rests, see ``take_left``.
+RESTED = 3
+#: The most descriptors of a message.
+_MOST_FDS = 250
 #: The longest message of a channel, in bytes.
 LONGEST = 1 << 15
 
@@ -42,15 +47,18 @@ class Given:
 
     log: Log
     ctid: int
-    #: It goes on from where another died.
+    #: It goes on from where another died, or rested.
     resumed: bool
     #: Options of the file system or source of the view, pickled.
     what: bytes
 
-    def send(self, sock: socket.socket, fd: int) -> None:
-        """Tell a waiting server, with its connection; one that is dead will be missed elsewhere."""
+    def send(self, sock: socket.socket, fds: list[int]) -> None:
+        """Tell a waiting server; one that is dead will be missed elsewhere.
+
+        ``fds`` are its connection, and what a file server left that rests.
+        """
         with suppress(OSError):
-            socket.send_fds(sock, [pickle.dumps(self)], [fd])
+            socket.send_fds(sock, [pickle.dumps(self)], fds)
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
@@ -58,8 +66,8 @@ def channel() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def fork(name: str, serve: Callable[[], None]) -> tuple[Server, socket.socket]:
-    """Fork a process that runs ``serve`` and ends; return it and where to tell it what.
+def fork(name: str, serve: Callable[[], int]) -> tuple[Server, socket.socket]:
+    """Fork a process that runs ``serve`` and ends with that status; return where to tell it what.
 
     It has the other end of that channel and no other descriptor; its standard ones lead nowhere,
     so that nobody who reads a command's output waits for it. Raises OSError.
@@ -77,8 +85,7 @@ def fork(name: str, serve: Callable[[], None]) -> tuple[Server, socket.socket]:
             syscalls.set_name(name)
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             _keep_only(far.detach())
-            serve()
-            status = 0
+            status = serve()
         os._exit(status)
 
 
@@ -93,44 +100,76 @@ def _keep_only(fd: int) -> None:
     os.close(null)
 
 
-def serve_files(hand: Hand | None) -> None:
-    """Serve a container's files until they are unmounted; all its servers share the ``hand``."""
+def serve_files(hand: Hand | None) -> int:
+    """Serve a container's files until they are unmounted, or nobody asks for them any more.
 
-    def serve(given: Given, fd: int, ready: Callable[[], None]) -> None:
+    All its servers share the ``hand``. Returns the status to end with: 0, or RESTED.
+    """
+
+    def serve(given: Given, fds: list[int], sock: socket.socket) -> int:
+        def ready() -> None:
+            # Who started it waits only for the first of a mount.
+            if not given.resumed:
+                with suppress(OSError):
+                    sock.send(_READY)
+
+        def rest(left: list[int]) -> bool:
+            try:
+                socket.send_fds(sock, [_RESTS], left)
+            except OSError:
+                return False
+            return True
+
         options = pickle.loads(given.what)
-        vzfs_server.serve(fd, options, given.resumed, hand=hand, ready=ready)
+        rested = vzfs_server.serve(
+            fds[0], options, given.resumed, hand=hand, ready=ready, rest=rest, left=fds[1:]
+        )
+        return RESTED if rested else 0
 
-    _serve("vzfs", serve)
-
-
-def serve_view() -> None:
-    """Serve a container's view of /proc while somebody looks."""
-
-    def serve(given: Given, fd: int, ready: Callable[[], None]) -> None:
-        procview.serve(fd, pickle.loads(given.what))
-
-    _serve("procview", serve)
+    return _serve("vzfs", serve)
 
 
-def _serve(name: str, body: Callable[[Given, int, Callable[[], None]], None]) -> None:
+def await_ready(sock: socket.socket) -> bool:
+    """Wait until the first file server of a mount answers requests; False: it never will."""
+    with suppress(ConnectionResetError):
+        return sock.recv(1) == _READY
+    return False
+
+
+def take_left(sock: socket.socket) -> list[int]:
+    """Return what a file server left that ended with RESTED, told it over ``sock``; else nothing."""
+    with suppress(OSError):
+        # Not what somebody waits for still; and not by recv_fds, which passes no flags on.
+        if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == _RESTS:
+            return socket.recv_fds(sock, 1, _MOST_FDS)[1]
+    return []
+
+
+def serve_view() -> int:
+    """Serve a container's view of /proc while somebody looks; returns the status to end with."""
+
+    def serve(given: Given, fds: list[int], sock: socket.socket) -> int:
+        sock.close()
+        procview.serve(fds[0], pickle.loads(given.what))
+        return 0
+
+    return _serve("procview", serve)
+
+
+def _serve(name: str, body: Callable[[Given, list[int], socket.socket], int]) -> int:
     """Wait to be told what to serve, and run ``body``; nothing is done when nothing comes.
 
-    It is given what it was told, the connection and how to say that requests are answered. What it
-    raises is logged and ends the process with status 1.
+    It is given what it was told, the descriptors with it and the channel. Returns what it returns;
+    what it raises is logged and ends the process with status 1.
     """
     sock = socket.socket(fileno=_CHANNEL_FD)
-    data, fds, _flags, _address = socket.recv_fds(sock, LONGEST, 1)
+    data, fds, _flags, _address = socket.recv_fds(sock, LONGEST, _MOST_FDS)
     if not fds:
-        return
+        return 0
     given: Given = pickle.loads(data)
     syscalls.set_name(f"{name}-{given.ctid}")
-
-    def ready() -> None:
-        with sock, suppress(OSError):
-            sock.send(_READY)
-
     try:
-        body(given, fds[0], ready)
+        return body(given, list(fds), sock)
     except BaseException:
         given.log.write(f"{name}: {traceback.format_exc()}", ctid=given.ctid)
         os._exit(1)

@@ -13,6 +13,7 @@ DEFAULTS: dict[str, str] = {
     "LOG_LEVEL": "0",
     "DISK_QUOTA": "yes",
     "VZFASTBOOT": "no",
+    "VZFS_REST": "10",
     "IPV6": "yes",
     "TRAFFIC_SHAPING": "no",
     "TRAFFIC_ACCOUNTING": "yes",

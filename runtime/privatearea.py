@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import (
+    InvalidValue,
     PrivateBroken,
     PrivateMissing,
     PrivateUnset,
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from runtime.config import Config
     from runtime.paths import Paths
     from vzfs.options import Options
+
+#: The longest time before a file server rests, in seconds.
+_LONGEST_REST_S = 1e6
 
 
 def location(paths: Paths, config: Config) -> Path:
@@ -98,7 +102,23 @@ def options(paths: Paths, ctid: int, config: Config) -> Options:
         no_atime=config.get("NOATIME", "").lower() == "yes",
         first_id=_first_id(paths, ctid, config),
         fsname=f"vzfs:{ctid}",
+        rest_s=_rest(config),
     )
+
+
+def _rest(config: Config) -> float:
+    """Return after how many seconds a file server rests, VZFS_REST; 0: never."""
+    word = config.get("VZFS_REST") or "0"
+    try:
+        found = float(word)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < _LONGEST_REST_S:
+        raise InvalidValue(
+            f"VZFS_REST is {word!r}: not a number of seconds",
+            hint="10 is usual; 0 lets file servers never rest",
+        )
+    return found
 
 
 def _first_id(paths: Paths, ctid: int, config: Config) -> int:

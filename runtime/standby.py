@@ -64,9 +64,9 @@ class Standby:
         for fd in fds[2:]:
             os.close(fd)
         kept = _kept(order, fds, os.getpid(), self.files, self.view)
-        for channel in (kept.server_channel, kept.view_channel):
-            if channel is not None:
-                channel.close()
+        if kept.view_channel is not None:
+            kept.view_channel.close()
+        kept.server_says = kept.server_channel
         kept.server_channel = kept.view_channel = None
         kept.hand = self.hand
         return kept

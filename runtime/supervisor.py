@@ -25,8 +25,6 @@ import socket
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from typing import NoReturn
 
 from runtime import (
@@ -34,23 +32,21 @@ from runtime import (
     cgroups,
     children,
     control,
-    events,
     oom,
     resources,
     seccomp,
-    state,
     syscalls,
 )
 from runtime.acts import Act, Kept, Outcome
 from runtime.cgroups import Cgroup, Entrance
 from runtime.consoles import Consoles
+from runtime.fileserver import Ended, FileServer
 from runtime.reports import CallerGone, Reporter
 from runtime.settings_resources import online_cpus
 from runtime.standby import FDS, LONGEST, Standby
-from runtime.state import Process
 from vzfs import server as vzfs_server
 
-#: A file server or an init that ends more often than this is not started again.
+#: An init that asks for a reboot more often than this does not get one.
 _RESTARTS = 5
 _WITHIN_S = 30.0
 #: An act that dies is followed by a clean-up; one of those that dies, by another, so many times.
@@ -151,13 +147,11 @@ class Supervisor:
         #: Children that ended before it was said what they are.
         self._ended: dict[int, int] = {}
         self._init_status: int | None = None
-        #: A new file server is not in the run state yet.
-        self._replaced = False
+        self._files = FileServer(kept)
         #: Hears of processes killed for want of memory while process 1 runs.
         self._oom: oom.Watch | None = None
         #: Nobody serves the view, since nobody looks at it.
         self._view_rests = False
-        self._server_ends: list[float] = []
         self._reboots: list[float] = []
 
     # life
@@ -175,6 +169,7 @@ class Supervisor:
         """Fork the process that does ``act``, and a server of the view that waits for it."""
         kept = self.kept
         self._watch_no_kills()
+        self._wake_files()
         if act is not Act.END and kept.run:
             kept.view, kept.view_channel = children.fork("procview", children.serve_view)
         self._told, theirs = children.channel()
@@ -207,7 +202,7 @@ class Supervisor:
             if word == acts.FILES:
                 kept.fuse_fd, kept.options = fds[0], value
             elif word == acts.UNMOUNTED:
-                self._drop_files()
+                self._files.drop()
             elif word == acts.VIEW:
                 kept.view_fd, kept.source = fds[0], value
             elif word == acts.LISTENER:
@@ -264,8 +259,7 @@ class Supervisor:
                 kept.run = kept.stopping = kept.stay_mounted = False
             if act is Act.START:
                 self._let_go()
-            if self._replaced and self._act is None:
-                self._note_server()
+            self._note_server()
 
     def _let_go(self) -> None:
         """Tell the command that it is done, and keep nothing of the command's."""
@@ -285,6 +279,7 @@ class Supervisor:
             self._begin(Act.END)
         else:
             self._watch_no_kills()
+            self._wake_files()
             acts.end(kept, status)
             self._over = True
             if kept.report_fd >= 0:
@@ -306,6 +301,8 @@ class Supervisor:
             watched = {self._wake, talk, *self.consoles.descriptors()}
             if self._view_rests:
                 watched.add(self.kept.view_fd)
+            if self._files.rests:
+                watched.add(self.kept.fuse_fd)
             killed = self._oom.descriptors() if self._oom is not None else []
             watched.update(killed)
             for fd in watched:
@@ -323,6 +320,8 @@ class Supervisor:
                     self._answer()
                 elif self._view_rests and fd == self.kept.view_fd:
                     self._wake_view(found)
+                elif fd == self.kept.fuse_fd:
+                    self._wake_files()
                 elif fd in killed:
                     self._heed_kills()
                 else:
@@ -400,57 +399,31 @@ class Supervisor:
     # servers
 
     def _server_ended(self, code: int) -> None:
-        """Serve the files again: whoever uses them only waited."""
+        """Go on when the file server ended: it was unmounted, rests, or died."""
         kept = self.kept
-        assert kept.server is not None
-        os.close(kept.server.pidfd)
-        kept.server = None
-        if kept.fuse_fd < 0:
-            return  # it never served, or is not to any more
-        if code == 0:
-            # Unmounted, if not by an act then by hand.
+        ended = self._files.ended(code)
+        if ended is Ended.UNMOUNTED:
+            # If not by an act then by hand.
             if kept.mounted and self._act is None:
                 self._end(None)
-            return
-        now = time.monotonic()
-        self._server_ends = [then for then in self._server_ends if now - then < _WITHIN_S] + [now]
-        if len(self._server_ends) <= _RESTARTS:
-            self.kept.log.write(
-                f"the file server died ({code}) and is started again", ctid=self.kept.ctid
-            )
-            serve = partial(children.serve_files, kept.hand)
-            kept.server, channel = children.fork("vzfs", serve)
-            with channel:
-                kept.give(channel, kept.options, kept.fuse_fd, resumed=True)
-            self._replaced = True
-            if self._act is None:
-                self._note_server()
-            return
-        self.kept.log.write(
-            "the file server keeps dying: the container is killed", ctid=self.kept.ctid
-        )
-        # Without a server everything inside would hang: end the connection, then the processes.
-        self._drop_files()
-        kept.stopping = True
-        Cgroup(kept.paths.tag, kept.ctid).kill()
-        if kept.mounted and self._act is None:
-            self._begin(Act.END)
+        elif ended is Ended.HOPELESS:
+            # Without a server everything inside would hang: end the connection, then the processes.
+            self._files.drop()
+            kept.stopping = True
+            Cgroup(kept.paths.tag, kept.ctid).kill()
+            if kept.mounted and self._act is None:
+                self._begin(Act.END)
+        self._note_server()
 
-    def _drop_files(self) -> None:
-        if self.kept.fuse_fd >= 0:
-            os.close(self.kept.fuse_fd)
-            self.kept.fuse_fd = -1
+    def _wake_files(self) -> None:
+        """Have the files served again if the server rests."""
+        if self._files.wake():
+            self._note_server()
 
     def _note_server(self) -> None:
-        """Write down which process serves the files now, and limit it as the former one was."""
-        paths, ctid = self.kept.paths, self.kept.ctid
-        self._replaced = False
-        events.emit(paths, ctid, "file-server-restarted")
-        server, now = self.kept.server, state.load(paths, ctid)
-        if server is None or now is None:
-            return
-        resources.share_server(paths.tag, ctid, server.pid)
-        replace(now, server=Process.of(server.pid)).save(paths)
+        """Have the run state say who serves the files, once no act writes it."""
+        if self._files.replaced and self._act is None:
+            self._files.note()
 
     def _view_ended(self, code: int) -> None:
         """Have the view served again: at once after a death, else when somebody looks."""
@@ -476,7 +449,7 @@ class Supervisor:
         kept = self.kept
         kept.view, channel = children.fork("procview", children.serve_view)
         with channel:
-            kept.give(channel, kept.source, kept.view_fd)
+            kept.give(channel, kept.source, [kept.view_fd])
 
     def _drop_view(self) -> None:
         kept = self.kept

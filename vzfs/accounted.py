@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vzfs import quotastate, syscalls
 from vzfs.accounting import Accounting
@@ -24,6 +25,9 @@ from vzfs.naming import ACCESS_ACL, Caller, remove_made
 from vzfs.options import Options
 from vzfs.overlay import Job, failure
 from vzfs.quotaguard import Guard
+
+if TYPE_CHECKING:
+    from vzfs.resting import Left
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Directories of which it is remembered which inode they are.
@@ -45,7 +49,7 @@ class Accounted(Controlled):
         #: Private inodes of directories by node id, to find their charges without a stat.
         self._inodes: dict[int, int] = {}
 
-    def start_accounting(self, options: Options, *, resume: bool) -> None:
+    def start_accounting(self, options: Options, *, resume: bool, left: Left | None = None) -> None:
         """Keep accounts in the quota file of ``options``; raises OSError, QuotaFileError."""
         from vzfs.server import choose_transport
 
@@ -57,12 +61,26 @@ class Accounted(Controlled):
             index=options.work_area / "index",
             resume=resume,
             transport=transport,
+            fd=left.quota if left else -1,
         )
         self._books = books
         self.ledger = books
         self.accounting = Accounting(books, self.stack.upper.root.fd)
-        if quotastate.TRANSPORTS[transport] == "kernel" and options.passthrough:
+        if left is not None:
+            if left.guarded:
+                self._guard()
+        elif quotastate.TRANSPORTS[transport] == "kernel" and options.passthrough:
             self._start_guard(options)
+
+    def _guard(self) -> None:
+        """Have a guard watch the mount through which the private area is reached."""
+        assert self._books is not None
+        assert self.accounting is not None
+        mount = b"/proc/self/fd/%d/." % self.stack.upper.root.fd
+        try:
+            self.guard = Guard(self.accounting, self._books, mount)
+        except OSError:
+            self.guard = None  # the server counts, see ``opened``
 
     def _start_guard(self, options: Options) -> None:
         """Reach the private area through a mount of its own, and have a guard watch that."""
@@ -102,6 +120,18 @@ class Accounted(Controlled):
             return  # the server counts, see ``opened``
         finally:
             os.close(clone)
+
+    def rest_accounts(self) -> bool:
+        """Settle the accounts for a server that goes on with them; False: they may yet change."""
+        books = self._books
+        if books is None or self.accounting is None:
+            return True
+        return self.accounting.settle_all() and books.rest()
+
+    def kept(self) -> list[int]:
+        """Return the descriptors, besides those of the stack, which another server goes on with."""
+        books = self._books
+        return super().kept() if books is None else [*super().kept(), books.file.fd]
 
     def stop_accounting(self) -> None:
         """The file system is unmounted: write everything back."""

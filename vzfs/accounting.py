@@ -22,6 +22,7 @@ difference. Blocks are of 512 bytes.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import time
 from collections import OrderedDict
@@ -322,6 +323,18 @@ class Accounting:
             self.look(charge)
         self.ledger.place_pending()
         self.ledger.commit()
+
+    def settle_all(self) -> bool:
+        """Forget every charge that cannot change any more; tell whether that was all of them."""
+        if self._recovered or not self.ledger.place_pending():
+            return False
+        limit = time.monotonic() - _SETTLED_S
+        for charge in list(self._closing.values()):
+            st = self.status(charge) if charge.closed_s > limit else None
+            # The blocks of a directory are allocated with its names.
+            if st is None or stat.S_ISDIR(st.st_mode):
+                self._drop(charge)
+        return not self.charges
 
     def finish(self) -> None:
         """The area is unmounted: nothing is open any more. Settle everything and forget it."""

@@ -72,12 +72,13 @@ class Controlled(Files):
     def lookup(self, parent: Directory, name: bytes) -> tuple[Node, os.stat_result]:
         """Return what ``name`` leads to."""
         if parent is self.root and name.startswith(PREFIX):
-            node = self._control(name)
+            node = self.control_file(name)
             if node is not None:
                 return node, self._status(node)
         return super().lookup(parent, name)
 
-    def _control(self, name: bytes) -> Control | None:
+    def control_file(self, name: bytes) -> Control | None:
+        """Return the control file of that name, entered in the table; None when there is none."""
         match = _NAME.fullmatch(name)
         if match is None or not self._has(match):
             return None

@@ -30,6 +30,11 @@ class Files(Attributes):
         #: Files somebody may write to, by node id, for the ledger's timer.
         self.written: dict[int, File] = {}
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way, or may change, that another server would not know of."""
+        return bool(self.written) or super().busy
+
     def prepare_open(self, node: Node, flags: int, caller: Caller = SELF) -> File:
         """Make a file ready for open(2) with ``flags``; returns it.
 

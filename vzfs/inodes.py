@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vzfs import protocol
 
@@ -197,6 +197,22 @@ class NodeTable:
 
     def __len__(self) -> int:
         return len(self.nodes)
+
+    def dump(self) -> dict[str, Any]:
+        """Return how ids are given out, for the table of a server that goes on."""
+        return {
+            "epoch": self.epoch,
+            "sequence": self._sequence,
+            "moved": self.moved,
+            "moved_from": self._moved_from,
+            "large": self._large,
+        }
+
+    def load(self, dumped: dict[str, Any]) -> None:
+        """Give ids out as the table that was dumped did; the nodes are to be added."""
+        self.epoch, self._sequence = dumped["epoch"], dumped["sequence"]
+        self.moved, self._moved_from = dumped["moved"], dumped["moved_from"]
+        self._large = dumped["large"]
 
     def identify(self, slot: int, inode: int) -> int:
         """Return the id for a directory, computed where its inode number allows."""

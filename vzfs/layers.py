@@ -15,9 +15,12 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vzfs import syscalls
+
+if TYPE_CHECKING:
+    from vzfs.resting import Left
 
 OPAQUE = "trusted.overlay.opaque"
 REDIRECT = "trusted.overlay.redirect"
@@ -229,8 +232,9 @@ class Stack:
         descriptor_limit: int = 1024,
         *,
         no_atime: bool = False,
+        left: Left | None = None,
     ) -> None:
-        """Open everything. Raises OSError (with the path) when a layer is missing.
+        """Open everything, or take what was ``left``. Raises OSError when a layer is missing.
 
         Lower layers are reached through detached read-only mounts, so that nothing opened through
         them can write into a template. Where the kernel refuses that (no CAP_SYS_ADMIN) the plain
@@ -239,20 +243,26 @@ class Stack:
         """
         self.descriptors = Descriptors(descriptor_limit)
         self._lock = self._above = -1
-        if no_atime:
-            self._above_path = Path(os.path.commonpath([upper, work]))
-            self._above = syscalls.clone_mount(self._above_path, read_only=False, no_atime=True)
-        self.upper = self._open(0, upper, read_only=False)
         self.work_path = work
-        self.work = self._open_private(work)
-        self.temporary = self._area("work")
-        self.index = self._area("index")
+        if left is not None:
+            self.upper = self._layer(0, upper, left.upper)
+            self.work, self.temporary, self.index = left.work, left.temporary, left.index
+            self._lock = left.lock
+        else:
+            if no_atime:
+                self._above_path = Path(os.path.commonpath([upper, work]))
+                self._above = syscalls.clone_mount(self._above_path, read_only=False, no_atime=True)
+            self.upper = self._layer(0, upper, self._open_private(upper))
+            self.work = self._open_private(work)
+            self.temporary = self._area("work")
+            self.index = self._area("index")
         if os.fstat(self.work).st_dev != self.upper.device:
             raise OSError(errno.EXDEV, "the work area is on another file system", str(work))
         #: (device, read through a layer other than the private one) in order of first use
         self._devices: list[int] = []
         self.lower = tuple(
-            self._open(number, path, read_only=True) for number, path in enumerate(lower, start=1)
+            self._layer(number, path, left.lower[number - 1] if left else _open_lower(path))
+            for number, path in enumerate(lower, start=1)
         )
         #: All of them by number.
         self.layers = (self.upper, *self.lower)
@@ -270,16 +280,7 @@ class Stack:
             return os.open(path, _DIRECTORY)
         return os.open(path.relative_to(self._above_path), _DIRECTORY, dir_fd=self._above)
 
-    def _open(self, number: int, path: Path, *, read_only: bool) -> Layer:
-        fd = -1
-        if read_only:
-            try:
-                fd = syscalls.clone_mount(path, read_only=True)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
-                    raise
-        if fd < 0:
-            fd = os.open(path, _DIRECTORY) if number else self._open_private(path)
+    def _layer(self, number: int, path: Path, fd: int) -> Layer:
         st = os.fstat(fd)
         if not stat.S_ISDIR(st.st_mode):
             os.close(fd)
@@ -303,6 +304,11 @@ class Stack:
         if layer is None or not inode.isdigit():
             return None
         return layer.slot, int(inode)
+
+    def kept(self) -> list[int]:
+        """Return the descriptors another server needs to go on: lock, private ones, layers."""
+        private = (self.upper.root.fd, self.work, self.temporary, self.index)
+        return [self._lock, *private, *(layer.root.fd for layer in self.lower)]
 
     def lock(self, patience_s: float | None = 0) -> None:
         """Take the lock of the private area until `close` or death, waiting that long (or forever).
@@ -334,6 +340,16 @@ class Stack:
         for fd in (self.work, self.temporary, self.index, self._lock, self._above):
             if fd >= 0:
                 os.close(fd)
+
+
+def _open_lower(path: Path) -> int:
+    """Open a lower layer, read-only where the kernel lets us."""
+    try:
+        return syscalls.clone_mount(path, read_only=True)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
+            raise
+    return os.open(path, _DIRECTORY)
 
 
 class Found(NamedTuple):

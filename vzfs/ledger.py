@@ -62,14 +62,16 @@ class Ledger(Books):
         index: Path | None = None,
         resume: bool = False,
         transport: int = 0,
+        fd: int = -1,
     ) -> Ledger:
         """Become the server of the quota file ``path``, scanning the area if it must be.
 
         ``resume`` takes over from a server that died while the area stayed mounted: open charges
         are kept (``charges()``), and quota that was turned off stays off. Otherwise quota is turned
-        on. Raises FileNotFoundError, QuotaFileError, OSError (EBUSY: another server lives).
+        on. ``fd`` is the file of a server that rests, with its lock. Raises FileNotFoundError,
+        QuotaFileError, OSError (EBUSY: another server lives).
         """
-        file = QuotaFile.open(path)
+        file = QuotaFile.open(path, fd)
         try:
             deadline = time.monotonic() + _TAKE_OVER_S
             while not file.take_server_lock():
@@ -78,6 +80,7 @@ class Ledger(Books):
                 time.sleep(0.005)
             with file.edit():
                 here = (str(area), str(index or ""))
+                known = file.running and not file.dirty
                 if area is not None and (file.area, file.index) != here:
                     file.set_area(*here)
                     file.set_flags(on=F_DIRTY)
@@ -87,12 +90,19 @@ class Ledger(Books):
                 file.live[W_SERVER] = os.getpid()
                 file.live[W_TRANSPORT] = transport
                 file.set_flags(on=F_ATTACHED)
-                # Durable before anything is counted: a crash from here on is noticed.
-                file.sync()
+                if not (resume and known):
+                    # Durable before anything is counted: a crash from here on is noticed.
+                    file.sync()
                 return cls(file)
         except BaseException:
             file.close()
             raise
+
+    def rest(self) -> bool:
+        """Let the server end and another go on with the open file; False: not now."""
+        self.commit()
+        self.file.live[W_SERVER] = 0
+        return not self.file.live[W_BUSY]
 
     def detach(self) -> None:
         """Stop: everything is written back, the quota is off and not dirty. Nothing may be open."""

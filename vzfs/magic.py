@@ -25,12 +25,13 @@ _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RE
 class MagicLinks:
     """Resolves targets below one template area."""
 
-    def __init__(self, area: Path, descriptors: Descriptors) -> None:
-        """Open the area, read-only. Raises OSError when it is missing."""
-        try:
-            fd = syscalls.clone_mount(area, read_only=True)
-        except PermissionError:
-            fd = os.open(area, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, area: Path, descriptors: Descriptors, fd: int = -1) -> None:
+        """Open the area, read-only, unless it is open. Raises OSError when it is missing."""
+        if fd < 0:
+            try:
+                fd = syscalls.clone_mount(area, read_only=True)
+            except PermissionError:
+                fd = os.open(area, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.root = Place(descriptors, LAYER, None, b"", fd)
 
     def resolve(self, target: bytes) -> Found | None:

@@ -42,6 +42,9 @@ class Options:
     no_atime: bool = False
     #: fdatasync the data of a copy before it takes the place of the shared file.
     sync_copies: bool = True
+    #: How long nothing is asked for before the server rests, in seconds, where somebody starts it
+    #: again; 0: it never rests.
+    rest_s: float = 0.0
     #: Nodes the server remembers before it asks the kernel to let go of unused ones.
     node_limit: int = 100_000
     #: Directories held open.

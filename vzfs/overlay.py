@@ -27,6 +27,7 @@ from vzfs.shift import Shift
 
 if TYPE_CHECKING:
     from vzfs.options import Options
+    from vzfs.resting import Left
 
 #: (ino, size, blocks, atime, mtime, ctime, their nanoseconds, mode, nlink, uid, gid, rdev,
 #: blksize, flags): struct fuse_attr.
@@ -94,7 +95,7 @@ def failure(number: int) -> OSError:
 class Overlay:
     """State of one mount and how names are found."""
 
-    def __init__(self, stack: Stack, options: Options) -> None:
+    def __init__(self, stack: Stack, options: Options, left: Left | None = None) -> None:
         self.stack = stack
         self.options = options
         self.ledger: Ledger | None = None
@@ -104,7 +105,9 @@ class Overlay:
         #: passthrough nothing is needed and nodes never split.
         self.passthrough = False
         area = options.template_area
-        self.magic = MagicLinks(area, stack.descriptors) if area is not None else None
+        self.magic: MagicLinks | None = None
+        if area is not None:
+            self.magic = MagicLinks(area, stack.descriptors, left.magic if left else -1)
         self.roots = tuple(layer.root for layer in stack.lower)
         root = Directory(protocol.ROOT_ID, 0, None, b"", stack.upper.root, self.roots)
         if stack.upper.root.mark(layers.OPAQUE) is not None:
@@ -126,6 +129,15 @@ class Overlay:
         self.orphans: set[int] = set()
         self.groups = Groups(stack)
         self.groups.remember()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way, or may change, that another server would not know of."""
+        return bool(self.jobs or self.orphans)
+
+    def kept(self) -> list[int]:
+        """Return the descriptors, besides those of the stack, which another server goes on with."""
+        return [] if self.magic is None else [self.magic.root.fd]
 
     # names to nodes
 

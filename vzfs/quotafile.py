@@ -141,14 +141,15 @@ class QuotaFile(Locked):
         return made
 
     @classmethod
-    def open(cls, path: Path) -> QuotaFile:
-        """Open an existing quota file.
+    def open(cls, path: Path, fd: int = -1) -> QuotaFile:
+        """Open an existing quota file, or take it over, with its locks, as it is open.
 
         Raises FileNotFoundError, and QuotaFileError when it is not a quota file, is damaged, or
         is of a newer format. A file whose checksum is wrong although it is off is marked dirty:
         its limits are kept, its usage is scanned at the next start.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        if fd < 0:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             size = os.fstat(fd).st_size
             if size < CHUNK or size % CHUNK:

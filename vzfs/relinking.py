@@ -77,6 +77,11 @@ class Relinking(Recovering, Accounted):
         #: Replaced files a former server let be opened: the status of those who have them open.
         self._bygone: dict[int, File] = {}
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way, or may change, that another server would not know of."""
+        return bool(self._former or self._kept or self._bygone) or super().busy
+
     # orders
 
     def write(self, node: Node, offset: int, data: bytes | memoryview) -> int:

@@ -31,6 +31,7 @@ from vzfs.layers import Stack
 from vzfs.operations import Operations
 from vzfs.options import SESSION, Options
 from vzfs.resend import Hand
+from vzfs.resting import Left
 
 _CAP_SYS_ADMIN = 21
 __all__ = [
@@ -141,9 +142,10 @@ def offers_passthrough() -> bool:
     return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
 
 
-def prepare(options: Options, *, resume: bool = False) -> Stack:
+def prepare(options: Options, *, resume: bool = False, left: Left | None = None) -> Stack:
     """Open the layers and clear what an interrupted server left in the work area.
 
+    A server that rests ``left`` everything open and locked, and nothing to be cleared.
     Raises `layers.Busy` (EBUSY) when the private area is mounted already.
     """
     try:
@@ -156,7 +158,10 @@ def prepare(options: Options, *, resume: bool = False) -> Stack:
         options.work_area,
         options.descriptor_limit,
         no_atime=options.no_atime,
+        left=left,
     )
+    if left is not None:
+        return stack
     # Held as long as the server lives: an area has one mount, and nobody repairs it meanwhile.
     # The server of a mount that was just taken down may need a moment to end.
     stack.lock(None if resume else 10)
@@ -200,26 +205,36 @@ def serve(
     *,
     hand: Hand | None = None,
     ready: Callable[[], None] | None = None,
-) -> None:
+    rest: Callable[[list[int]], bool] | None = None,
+    left: list[int] | None = None,
+) -> bool:
     """Serve the mount of ``fd`` until it is unmounted; call it in a process of its own.
 
     ``resume`` takes over from a server that died, with what it left in ``hand``; the portable
     transport cannot. ``ready`` is called when requests are answered. Raises OSError when a layer
     cannot be opened.
+
+    When nothing was asked for ``options.rest_s`` seconds, ``rest`` is called with descriptors: if
+    it says that it has them, this returns True. Another server with ``resume`` and these as ``left``
+    goes on, unnoticed, when it is started upon the next request: ``fd`` polls as readable then, or
+    as in error when it was unmounted.
     """
     os.umask(0)
     gc.disable()
     _raise_descriptor_limit()
-    stack = prepare(options, resume=resume)
+    found = Left(options, left) if left else None
+    stack = prepare(options, resume=resume, left=found)
     flags, epoch = _agreed(options) if resume else (0, -1)
     chosen = choose_transport(options)
-    core = Operations(stack, options)
+    core = Operations(stack, options, found)
     core.resumed = resume
     core.token = os.urandom(16).hex().encode()
     # Without passthrough a file keeps its id: its pages are cached under it.
     core.table.epoch = (epoch + 1) & EPOCH_MASK if flags & protocol.PASSTHROUGH or not resume else 0
     if options.ledger is not None:
-        core.start_accounting(options, resume=resume)
+        core.start_accounting(options, resume=resume, left=found)
+    if found is not None:
+        found.take_up(core)
 
     def agreed(agreed_flags: int) -> None:
         _write_session(core, agreed_flags, chosen)
@@ -238,8 +253,11 @@ def serve(
 
         transport = KernelTransport(fd, core, flags, hand)
         transport.on_init = agreed
-        transport.serve()
+        transport.rest = rest if options.rest_s > 0 else None
+        if transport.serve(went_on=found is not None):
+            return True
     core.stop_accounting()
+    return False
 
 
 def choose_transport(options: Options) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import struct
 import sys
 import threading
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vzfs import protocol, resend
+from vzfs import protocol, resend, resting
 from vzfs.inodes import File, Node
 from vzfs.kernelfiles import FileRequests
 from vzfs.kernelnames import NameRequests
@@ -72,6 +73,8 @@ class KernelTransport(NameRequests, FileRequests):
         self._keeps = hand is not None
         #: Called when INIT was answered, with the flags agreed on.
         self.on_init: Callable[[int], None] | None = None
+        #: Hands on what a server that rests leaves (see ``resting``); None: this one never does.
+        self.rest: Callable[[list[int]], bool] | None = None
         self._wake = -1
         self._parked: dict[Job, list[bytes]] = {}
         self._finished: deque[Job] = deque()
@@ -85,25 +88,32 @@ class KernelTransport(NameRequests, FileRequests):
 
     # the loop
 
-    def serve(self) -> None:
-        """Answer requests until the file system is unmounted."""
+    def serve(self, *, went_on: bool = False) -> bool:
+        """Answer requests until the file system is unmounted, or, returning True, this rests.
+
+        ``went_on``: the former server rested.
+        """
         view = self.hand.buffer
         buffers = [view]
         start = protocol.IN_START.unpack_from
         handlers, fd, core, readv = _HANDLERS, self.fd, self.core, os.readv
         served, limit, end = 0, core.options.node_limit, core.end_request
-        if core.resumed:
+        if core.resumed and not went_on:
             self._take_over()
+        if self.rest is not None:
+            self._look_for_rest()
         while True:
             if self._parked or core.written:
                 self._wait()
             try:
                 size = readv(fd, buffers)
             except OSError as error:
+                if error.errno == errno.EAGAIN and self._leave():
+                    return True
                 if error.errno in GONE:
                     continue
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED):
-                    break
+                    return False
                 raise
             _, op, unique, nid = start(view, 0)
             try:
@@ -113,7 +123,7 @@ class KernelTransport(NameRequests, FileRequests):
             except Later as later:
                 self._park(later.job, bytes(view[:size]))
             except _Unmounted:
-                break
+                return False
             except Exception:
                 traceback.print_exc(file=sys.stderr)
                 self._error(unique, errno.EIO)
@@ -127,6 +137,39 @@ class KernelTransport(NameRequests, FileRequests):
             if len(core.table.nodes) > limit and served > self._pruned:
                 self._prune()
                 self._pruned = served + limit // 4  # what was asked for comes one by one
+
+    def _look_for_rest(self) -> None:
+        """From now on, when nothing was asked for, have the next read return without a request.
+
+        A signal only sets that; what follows is decided between two requests.
+        """
+        last, request = b"", self.hand.buffer
+
+        def look(_number: int, _frame: object) -> None:
+            nonlocal last
+            now = bytes(request[8:16])
+            if now == last:
+                os.set_blocking(self.fd, False)
+            last = now
+
+        signal.signal(signal.SIGALRM, look)
+        period_s = self.core.options.rest_s
+        signal.setitimer(signal.ITIMER_REAL, period_s, period_s)
+
+    def _leave(self) -> bool:
+        """Hand on what another server needs to go on; False: this one has to."""
+        os.set_blocking(self.fd, True)
+        if self._left:
+            self.close_left_backings()
+        if self.rest is None or self._parked or self._left or self.core.busy:
+            return False
+        for node in list(self._idle.values()):
+            self._close_backing(node)
+        fds = resting.leave(self.core)
+        if fds is None:
+            return False
+        with open(fds[0], "rb"):
+            return self.rest(fds)
 
     def _take_over(self) -> None:
         """Do what a former server left undone."""

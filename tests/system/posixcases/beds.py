@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import select
 import signal
+import socket
 import subprocess
 import time
 import traceback
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from vzfs.options import Options
     from vzfs.resend import Hand
 
+#: How a server ends that rests.
+_RESTED = 3
 OVERLAY_OPTIONS = "redirect_dir=on,index=on,metacopy=off"
 
 
@@ -202,7 +206,6 @@ class Vzfs(Bed):
 
     def serve(self, resume: bool = False, prepare: Callable[[], None] = lambda: None) -> None:
         """Fork a server for the mount; `prepare` runs in it first."""
-        from vzfs import server
 
         child = os.fork()
         if child:
@@ -218,12 +221,18 @@ class Vzfs(Bed):
             os.closerange(3, device)
             os.closerange(device + 1, 65536)
             prepare()
-            server.serve(device, self.options(), resume=resume, hand=self.hand)
+            self.run(device, resume)
             status = 0
         except BaseException:
             os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(status)
+
+    def run(self, device: int, resume: bool) -> None:
+        """Serve the mount, in the process that was forked for that."""
+        from vzfs import server
+
+        server.serve(device, self.options(), resume=resume, hand=self.hand)
 
     def unmount(self) -> None:
         calls.unmount(str(self.merged), 0)
@@ -277,6 +286,62 @@ class VzfsPlain(Vzfs):
         return server.Hand()
 
 
+class VzfsResting(Vzfs):
+    """A server that rests whenever nothing was asked for two milliseconds, and who keeps it."""
+
+    name = "vzfs-resting"
+    settings = MappingProxyType({"rest_s": 0.002})
+
+    @property
+    def rests(self) -> int:
+        """How often a server has rested."""
+        return (self.home / "rests").stat().st_size
+
+    def run(self, device: int, resume: bool) -> None:
+        count = os.open(self.home / "rests", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        left: list[int] = []
+        while True:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            child = os.fork()
+            if child == 0:
+                self._serve_once(device, resume, left, theirs)
+            theirs.close()
+            for fd in left:
+                os.close(fd)
+            _, status = os.waitpid(child, 0)
+            code = os.waitstatus_to_exitcode(status)
+            if code != _RESTED:
+                os._exit(code if code >= 0 else 128 - code)
+            with ours:
+                left = socket.recv_fds(ours, 1, 64)[1]
+            os.write(count, b".")
+            poller = select.poll()
+            poller.register(device, select.POLLIN)
+            poller.poll()
+            resume = True
+
+    def _serve_once(
+        self, device: int, resume: bool, left: list[int], said: socket.socket
+    ) -> NoReturn:
+        from vzfs import server
+
+        def rest(fds: list[int]) -> bool:
+            socket.send_fds(said, [b"."], fds)
+            return True
+
+        status = 1
+        try:
+            options = self.options()
+            rested = server.serve(
+                device, options, resume, hand=self.hand, rest=rest, left=left or None
+            )
+            status = _RESTED if rested else 0
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(status)
+
+
 class VzfsPyfuse3(Vzfs):
     """The same over the portable transport."""
 
@@ -294,7 +359,8 @@ def _lacks(module: str) -> str:
 
 
 BEDS: dict[str, type[Bed]] = {
-    bed.name: bed for bed in (Bed, Overlayfs, FuseOverlayfs, Vzfs, VzfsPlain, VzfsPyfuse3)
+    bed.name: bed
+    for bed in (Bed, Overlayfs, FuseOverlayfs, Vzfs, VzfsPlain, VzfsResting, VzfsPyfuse3)
 }
 
 

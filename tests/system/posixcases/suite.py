@@ -78,18 +78,20 @@ LIMITS = (
     Limit("vzfs-pyfuse3", "", "data.seek_finds_data_and_holes", "libfuse's binding has no lseek"),
     Limit("vzfs-pyfuse3", "", "attributes.unknown_flags_are_refused", "… and no ioctl"),
     *_of_passthrough(
-        Limit(
-            "vzfs-kernel",
-            "lower",
-            "opens.a_reader_sees_what_a_later_writer_writes[read]",
-            "a template file open for reading is shared through the kernel until it is closed",
-        ),
-        Limit(
-            "vzfs-kernel",
-            "lower",
-            "folders.a_lock_holds_over_the_first_write",
-            "the first writer of a template file somebody reads gets a file of its own",
-        ),
+        *(
+            Limit(bed, "lower", name, why)
+            for bed in ("vzfs-kernel", "vzfs-resting")
+            for name, why in (
+                (
+                    "opens.a_reader_sees_what_a_later_writer_writes[read]",
+                    "a template file open for reading is shared by the kernel until it is closed",
+                ),
+                (
+                    "folders.a_lock_holds_over_the_first_write",
+                    "the first writer of a template file somebody reads gets a file of its own",
+                ),
+            )
+        )
     ),
 )
 AREAS = tuple(dict.fromkeys(c.area for c in CASES))
