@@ -220,7 +220,8 @@ def _print(args: argparse.Namespace, state: quotastate.Snapshot, context: Contex
     if context.verbose:
         print(f"path: {state.area}", file=sys.stderr)
         if state.served:
-            print(f"served by process {state.server}, transport {state.transport}", file=sys.stderr)
+            who = f"served by process {state.server}" if state.server else "its server rests"
+            print(f"{who}, transport {state.transport}", file=sys.stderr)
 
 
 def _stat(context: Context, args: argparse.Namespace) -> int:

@@ -72,6 +72,9 @@ class Bed:
         self.unmount()
         self.mount()
 
+    def pause(self) -> None:
+        """Let what happens by itself after a while happen."""
+
     def abandon(self) -> None:
         """Get rid of the mount even when nobody answers behind it, or there is none."""
         # stat(2) fails on the mount of a dead server, so ismount() cannot be asked.
@@ -295,7 +298,11 @@ class VzfsResting(Vzfs):
     @property
     def rests(self) -> int:
         """How often a server has rested."""
-        return (self.home / "rests").stat().st_size
+        count = self.home / "rests"
+        return count.stat().st_size if count.exists() else 0
+
+    def pause(self) -> None:
+        time.sleep(3 * self.options().rest_s)
 
     def run(self, device: int, resume: bool) -> None:
         count = os.open(self.home / "rests", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
