@@ -52,7 +52,7 @@ def main() -> None:
             for ctid in ids:
                 run(BIN / "pctl", "start", str(ctid))
             seconds = time.perf_counter() - begin
-            time.sleep(20.0)  # until what serves /proc rests
+            time.sleep(40.0)  # until what serves files and /proc rests
             emit(
                 [
                     _memory(root, list(ids))
