@@ -174,7 +174,11 @@ class Accounted(Controlled):
         if books is None or accounting is None:
             return super().private(directory)
         books.begin()
-        fd = super().private(directory)
+        up = directory.up
+        if up is None:
+            fd = super().private(directory)
+        else:
+            fd = up.fd if up.fd >= 0 else up.open()
         inodes = self._inodes
         if inodes.get(directory.nid) not in accounting.charges:
             st = os.fstat(fd)
@@ -200,6 +204,8 @@ class Accounted(Controlled):
         """Make the metadata of an object private which is about to change, or a small file."""
         if self._books is not None:
             self._books.begin()
+            if isinstance(node, Directory) and node.up is not None:
+                return  # it gets no name by that, see ``private``
         super().own(node, data=data)
 
     def _copy_directory(self, directory: Directory) -> None:

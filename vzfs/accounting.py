@@ -147,7 +147,10 @@ class Accounting:
         if charge is None:
             return
         if blocks != charge.blocks:
-            self.settle(charge, blocks)
+            self.ledger.record(charge.uid, charge.gid, blocks - charge.blocks, 0)
+            charge.blocks = blocks
+            if charge.words is not None:
+                charge.words[charge.at + C_BLOCKS] = blocks
         if charge.writers > 1:
             charge.writers -= 1
             return
@@ -363,7 +366,7 @@ class Accounting:
             step = quotalayout.CHARGE_WORDS
             self._free = [(words, at) for at in range(quotalayout.CHUNK // 8 - step, 0, -step)]
         words, at = self._free.pop()
-        handle = self._handles.describe(fd)
+        handle = self._handles.describe(fd) if fd >= 0 else None
         if handle is not None:
             raw = handle.data.ljust(HANDLE_MAX, b"\0")
             for offset, word in enumerate(struct.unpack("<4q", raw)):

@@ -193,13 +193,13 @@ class Ledger(Books):
         if live[W_GENERATION] != self._generation:
             self._reload()
         live[W_BUSY] = 1
-        accounts = [self.whole]
+        self._take(self.whole, blocks, inodes)
         users = self._users
         if users is not None:
-            accounts.append(users.get(uid) or self._account(USER, uid, refuse=False))
-            accounts.append(self._groups.get(gid) or self._account(GROUP, gid, refuse=False))
-        for account in accounts:
-            self._take(account, blocks, inodes)
+            user = users.get(uid) or self._account(USER, uid, refuse=False)
+            self._take(user, blocks, inodes)
+            group = self._groups.get(gid) or self._account(GROUP, gid, refuse=False)
+            self._take(group, blocks, inodes)
 
     def transfer(
         self, old_uid: int, old_gid: int, new_uid: int, new_gid: int, blocks: int, inodes: int
@@ -353,13 +353,15 @@ class Ledger(Books):
 
     def _take(self, account: Account, blocks: int, inodes: int) -> None:
         words = account.words
-        words[account.blocks] += blocks
-        words[account.inodes] += inodes
+        words[account.blocks] = used = words[account.blocks] + blocks
+        words[account.inodes] = count = words[account.inodes] + inodes
+        if used <= account.block_stop and count <= account.inode_stop:
+            return
         now = int(time.time())
         btime, itime = words[account.btime], words[account.itime]
-        if words[account.blocks] > account.block_soft and not btime:
+        if used > account.block_soft and not btime:
             btime = now + account.block_expire
-        if words[account.inodes] > account.inode_soft and not itime:
+        if count > account.inode_soft and not itime:
             itime = now + account.inode_expire
         account.begin(btime, itime)
 

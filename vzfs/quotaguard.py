@@ -117,7 +117,8 @@ class Guard:
 
         Raises OSError where the kernel (before 6.14) or the file system does not ask.
         """
-        self._watch()
+        if not self._marked:
+            self._watch()
         books = self._books
         if not books.limited:
             if self._thread is None:
@@ -125,11 +126,13 @@ class Guard:
             return
         if not self.near and books.may_be_near(uid, gid) and books.headroom(uid, gid) < NEAR_BLOCKS:
             self._approach()
-        self.awake()
+        if self._asleep:
+            self.awake()
 
     def follow(self, fd: int) -> None:
         """Watch a file which was opened through the mount of a former server; raises OSError."""
-        self._watch()
+        if not self._marked:
+            self._watch()
         path = b"/proc/self/fd/%d" % fd
         syscalls.fanotify_mark(self._group, syscalls.FAN_MARK_ADD, syscalls.FAN_PRE_ACCESS, path)
         self.awake()
@@ -167,13 +170,12 @@ class Guard:
 
     def _watch(self) -> None:
         """Have the kernel ask, far from any limit, about files that are opened from now on."""
-        if not self._marked:
-            self._mark(syscalls.FAN_MARK_ADD, ignore=False)
-            self._mark(syscalls.FAN_MARK_ADD, ignore=True)
-            # Changed limits are looked at at once: see ``QuotaFile.write_limits``.
-            path = os.fsencode(self._books.file.path)
-            syscalls.fanotify_mark(self._group, syscalls.FAN_MARK_ADD, syscalls.FAN_MODIFY, path)
-            self._marked = True
+        self._mark(syscalls.FAN_MARK_ADD, ignore=False)
+        self._mark(syscalls.FAN_MARK_ADD, ignore=True)
+        # Changed limits are looked at at once: see ``QuotaFile.write_limits``.
+        path = os.fsencode(self._books.file.path)
+        syscalls.fanotify_mark(self._group, syscalls.FAN_MARK_ADD, syscalls.FAN_MODIFY, path)
+        self._marked = True
 
     def _mark(self, what: int, *, ignore: bool) -> None:
         flags = what | syscalls.FAN_MARK_MOUNT

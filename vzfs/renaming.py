@@ -200,7 +200,7 @@ class Renaming(Removing):
     def _ready(self, parent: Directory, name: bytes, node: Node) -> None:
         """Make the moved object private where it stands."""
         if isinstance(node, Directory):
-            self.private(node)
+            self.own(node)
             if node.lows:
                 self._set_redirect(node)
             return
