@@ -37,6 +37,8 @@ class Sharing:
     shared_files: int = 0
     private_files: int = 0
     magic_links: int = 0
+    #: Links whose template file is gone; ``vzfsutil --clink`` names them.
+    broken_links: int = 0
     saved_bytes: int = 0
     private_bytes: int = 0
     rss_bytes: int = 0
@@ -72,9 +74,10 @@ def of(entry: Entry) -> Sharing:
 def on_disk(name: str, area: Area) -> Sharing:
     """Return what the files seen through an area share, as the file system itself finds them."""
     from vzfs.inodes import Directory, File
+    from vzfs.magic import PREFIX
 
     core = area.core
-    shared = private = magic = private_bytes = saved = 0
+    shared = private = magic = broken = private_bytes = saved = 0
     counted: set[tuple[int, int]] = set()
 
     def once(facts: os.stat_result) -> int:
@@ -104,6 +107,8 @@ def on_disk(name: str, area: Area) -> Sharing:
             if node.magic:
                 magic += 1
                 saved += once(facts)
+            elif stat.S_ISLNK(facts.st_mode) and core.readlink(node).startswith(PREFIX):
+                broken += 1
             elif node.has_copy:
                 private += 1
                 private_bytes += once(facts)
@@ -114,7 +119,7 @@ def on_disk(name: str, area: Area) -> Sharing:
                 saved += once(facts)
             core.discard(node)
         core.trim()
-    return Sharing(name, shared, private, magic, saved, private_bytes)
+    return Sharing(name, shared, private, magic, broken, saved, private_bytes)
 
 
 def _memory(entry: Entry) -> tuple[int, int]:
@@ -137,6 +142,7 @@ _FIELDS: tuple[Field[Sharing], ...] = (
     Field("shared_files", "SHARED", 8, lambda row: row.shared_files),
     Field("private_files", "PRIVATE", 8, lambda row: row.private_files),
     Field("magic_links", "MAGIC", 6, lambda row: row.magic_links),
+    Field("broken_links", "BROKEN", 6, lambda row: row.broken_links),
     Field("saved_bytes", "SAVED", 8, lambda row: human(row.saved_bytes)),
     Field("private_bytes", "OWN", 8, lambda row: human(row.private_bytes)),
     Field("rss_bytes", "RSS", 8, lambda row: human(row.rss_bytes)),

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.root
 
 SUBJECTS = [("vzfs-kernel", layer) for layer in ("upper", "lower")]
 SUBJECTS += [("vzfs-plain", "lower")]
+SUBJECTS += [("vzfs-resting", layer) for layer in ("upper", "lower")]
 SUBJECTS += [("vzfs-pyfuse3", layer) for layer in ("upper", "lower")]
 ORACLES = [("ext4", "upper"), ("overlayfs", "upper"), ("overlayfs", "lower")]
 CHOSEN = SUBJECTS + (ORACLES if os.environ.get("PYVZ_ORACLE") else [])

@@ -195,6 +195,7 @@ def test_what_is_shared_is_what_the_file_system_shows(area: PrivateArea) -> None
     (root / "data").symlink_to("////vc/data")
     # Names the container leads elsewhere are not followed.
     (root / "away").symlink_to("/usr")
+    (root / "broken").symlink_to("////vc/gone")
     with area.bed.mounted():
         os.chmod(area.bed.merged / "bin/other", 0o600)
         (area.bed.merged / "own").write_bytes(b"y" * 8192)
@@ -205,6 +206,7 @@ def test_what_is_shared_is_what_the_file_system_shows(area: PrivateArea) -> None
         opened.close()
     # tool and alias are one file, "other" has attributes of its own.
     assert (found.shared_files, found.magic_links, found.private_files) == (2, 1, 3)
+    assert found.broken_links == 1
     tool, other = (os.stat(area.tree / "bin" / name).st_blocks * 512 for name in ("tool", "other"))
     assert found.saved_bytes == tool + other + 40960
     own = sum(os.lstat(root / name).st_blocks * 512 for name in ("own", "bin/other", "away"))
