@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: One that dies more often than this is not started again.
 _RESTARTS = 5
 _WITHIN_S = 30.0
+#: Between two tries to have one.
+_PAUSE_S = 0.2
 
 
 class Ended(Enum):
@@ -46,16 +48,13 @@ class FileServer:
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
-        #: What a server left that rests; empty when one serves.
+        #: Nobody serves until the connection, ``Kept.fuse_fd``, has a request, or ends.
+        self.rests = False
+        #: What the server left that rests.
         self._left: list[int] = []
         #: That another serves, or none, is not in the run state yet.
         self.replaced = False
         self._ends: list[float] = []
-
-    @property
-    def rests(self) -> bool:
-        """Whether nobody serves until the connection, ``Kept.fuse_fd``, has a request, or ends."""
-        return bool(self._left)
 
     def ended(self, code: int) -> Ended:
         """Go on after the server, which was reaped, ended with ``code``."""
@@ -70,9 +69,7 @@ class FileServer:
         if code == children.RESTED:
             assert kept.server_says is not None
             self._left = children.take_left(kept.server_says)
-            self.replaced = True
-            if not self._left:
-                self._serve()
+            self.rests = self.replaced = True
             return Ended.REPLACED
         now = time.monotonic()
         self._ends = [then for then in self._ends if now - then < _WITHIN_S] + [now]
@@ -84,21 +81,29 @@ class FileServer:
         self._serve()
         return Ended.REPLACED
 
-    def wake(self) -> bool:
-        """Have the files served again if the server rests; tell whether it did."""
-        rested = self.rests
-        if rested:
+    def wake(self) -> None:
+        """Have the files served again if nobody serves them."""
+        if self.rests:
             self._serve()
-        return rested
 
     def _serve(self) -> None:
-        """Have another server go on, with what the former one left if it rested."""
+        """Have another server go on, with what the former one left if it rested.
+
+        If there is no room for a process now, it is tried again while requests wait.
+        """
         kept = self._kept
+        serve = partial(children.serve_files, kept.hand)
+        try:
+            server, says = children.fork("vzfs", serve)
+        except OSError as error:
+            kept.log.write(f"cannot serve its files just now: {error.strerror}", ctid=kept.ctid)
+            self.rests = True
+            time.sleep(_PAUSE_S)
+            return
         if kept.server_says is not None:
             kept.server_says.close()
-        serve = partial(children.serve_files, kept.hand)
-        kept.server, kept.server_says = children.fork("vzfs", serve)
-        kept.give(kept.server_says, kept.options, [kept.fuse_fd, *self._left], resumed=True)
+        kept.server, kept.server_says = server, says
+        kept.give(says, kept.options, [kept.fuse_fd, *self._left], resumed=True)
         self._forget()
         self.replaced = True
 
@@ -110,6 +115,7 @@ class FileServer:
             self._kept.fuse_fd = -1
 
     def _forget(self) -> None:
+        self.rests = False
         for fd in self._left:
             os.close(fd)
         self._left = []

@@ -413,12 +413,15 @@ class Supervisor:
             Cgroup(kept.paths.tag, kept.ctid).kill()
             if kept.mounted and self._act is None:
                 self._begin(Act.END)
+        if self._act is not None:
+            # It takes the mount down, or counts on it.
+            self._files.wake()
         self._note_server()
 
     def _wake_files(self) -> None:
         """Have the files served again if the server rests."""
-        if self._files.wake():
-            self._note_server()
+        self._files.wake()
+        self._note_server()
 
     def _note_server(self) -> None:
         """Have the run state say who serves the files, once no act writes it."""
