@@ -16,6 +16,8 @@ class Paths:
     """
 
     root: Path = field(default_factory=lambda: Path("/"))
+    #: TEMPLATE of vz.conf.
+    template_area: str = "/vz/template"
 
     @classmethod
     def from_environment(cls, root: str | None = None) -> Paths:
@@ -90,7 +92,7 @@ class Paths:
 
     @property
     def template(self) -> Path:
-        return self.vz / "template"
+        return self.area(self.template_area)
 
     @property
     def template_cache(self) -> Path:

@@ -50,7 +50,11 @@ def status(paths: Paths, ctid: int, private: Path | None = None) -> Status:
         and run.init.alive
         and run.served
     )
-    server = run is not None and run.server is not None and run.server.alive
+    server = run is not None and (
+        (run.server is not None and run.server.alive)
+        # Its file server may rest.
+        or (run.phase is Phase.MOUNTED and run.served)
+    )
     return Status(
         exists=area.is_dir(),
         mounted=running or server,

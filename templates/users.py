@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from runtime import files, registry
+from runtime.config import ConfigFile
+from runtime.errors import VzError
 from runtime.paths import Paths
 from templates.trees import magic_links
 
@@ -40,12 +43,21 @@ def systems(paths: Paths) -> list[Paths]:
     except FileNotFoundError:
         links = []
     for link in links:
-        other = Paths(Path(os.readlink(link)))
+        other = _moved(Paths(Path(os.readlink(link))))
         if other.template.resolve() == area:
             found[other.root] = other
         elif not other.root.exists():
             link.unlink(missing_ok=True)
     return list(found.values())
+
+
+def _moved(paths: Paths) -> Paths:
+    """Return the places of another system as its vz.conf moves them."""
+    with suppress(OSError, VzError):
+        area = ConfigFile.read(paths.global_config).get("TEMPLATE")
+        if area and area.strip("/"):
+            return replace(paths, template_area=area)
+    return paths
 
 
 def private_areas(paths: Paths) -> Iterator[Path]:

@@ -8,10 +8,12 @@ completions and ``--help`` are made from the same rows.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -145,19 +147,31 @@ class Context:
     ) -> None:
         """Describe one run of ``program`` on the system at ``paths``."""
         self.program = program
-        self.paths = paths
+        self._root = paths
+        self._paths: Paths | None = None
         self.quiet = quiet
         self.verbose = verbose
         self.progress_mode = progress
         self._server: ConfigFile | None = None
         self._log: Log | None = None
 
+    @property
+    def paths(self) -> Paths:
+        """The places of the system, as vz.conf moves them."""
+        if self._paths is None:
+            with suppress(GlobalConfigMissing):
+                area = self.server().get("TEMPLATE")
+                if area and area.strip("/"):
+                    self._root = dataclasses.replace(self._root, template_area=area)
+            self._paths = self._root
+        return self._paths
+
     def server(self) -> ConfigFile:
         """Return vz.conf, empty when it does not exist; raises GlobalConfigMissing."""
         if self._server is None:
             from runtime.config import ConfigFile
 
-            path = self.paths.global_config
+            path = self._root.global_config
             try:
                 data = path.read_bytes()
             except FileNotFoundError:

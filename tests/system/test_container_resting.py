@@ -152,6 +152,7 @@ def test_one_that_is_only_mounted_rests_and_may_be_unmounted_by_hand(resting: Sy
     resting.ok("vzctl", "mount", CT)
     root = resting.paths.ct_root(CT)
     at_rest(resting)
+    assert resting.status(CT)["mounted"]
     assert (root / "bin/busybox").exists()
     at_rest(resting)
     subprocess.run(["umount", root], check=True)

@@ -171,6 +171,25 @@ def test_create_does_not_build_where_that_is_forbidden(alone: System) -> None:
     assert "vzpkg create cache" in error
 
 
+def test_the_template_area_is_where_the_configuration_says(alone: System) -> None:
+    alone.paths.etc.mkdir(parents=True, exist_ok=True)
+    alone.paths.global_config.write_text('TEMPLATE="/srv/templates"\n')
+    alone.create(101)
+    area = alone.paths.area("/srv/templates")
+    assert (area / "cache/busybox-1-x86_64.json").is_file()
+    assert not alone.paths.template.exists()
+    alone.ok("vzctl", "start", 101)
+    assert alone.ok("vzctl", "exec", 101, "echo", "up") == "up\n"
+    assert "busybox" in alone.ok("vzpkg", "list", "-O")
+    shared = json.loads(alone.ok("pctl", "sharing", "-j"))
+    assert shared["total"]["shared_files"] > 0
+    alone.ok("vzctl", "stop", 101, "--fast")
+    alone.ok("vzpkg", "remove", "cache", "busybox")
+    alone.ok("vzctl", "start", 101)
+    alone.ok("vzctl", "stop", 101, "--fast")
+    alone.ok("vzctl", "destroy", 101)
+
+
 @pytest.mark.parametrize(
     ("code", "name"),
     [
