@@ -15,7 +15,7 @@ import pytest
 from posixcases import beds, calls
 from posixcases.fixtures import mounts_of_our_own  # noqa: F401  (autouse)
 
-from vzfs import accounting, layers, quota, quotastate, resting
+from vzfs import accounting, layers, quota, quotastate, resting, server
 from vzfs.quotafile import QuotaFile
 from vzfs.quotalayout import USER
 from vzfs.quotascan import scan
@@ -43,13 +43,22 @@ class Counted(beds.VzfsResting):
         super().attach()
 
 
+class Plain(beds.VzfsResting):
+    """As on a kernel without passthrough, which does not keep what a dead server had taken."""
+
+    settings = MappingProxyType({**beds.VzfsResting.settings, "passthrough": False})
+    new_hand = beds.VzfsPlain.new_hand
+
+
 @pytest.fixture(autouse=True)
 def files_settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a server not wait for a minute until what was written has all its blocks."""
     monkeypatch.setattr(accounting, "_SETTLED_S", 0.0)
 
 
-@pytest.fixture(params=[beds.VzfsResting, Counted], ids=["plain", "quota"])
+@pytest.fixture(
+    params=[beds.VzfsResting, Counted, Plain], ids=["passthrough", "quota", "without passthrough"]
+)
 def bed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[beds.VzfsResting]:
     made: beds.VzfsResting = request.param(tmp_path)
     (made.lower / "text").write_text(TEXT)
@@ -100,6 +109,12 @@ def test_what_was_open_and_where_one_stood_stays(bed: beds.VzfsResting) -> None:
     assert sorted(os.listdir()) == ["file", "new0", "new1", "new2"]
 
 
+@pytest.mark.parametrize(
+    "bed", [beds.VzfsResting, Counted], ids=["passthrough", "quota"], indirect=True
+)
+@pytest.mark.skipif(
+    not server.offers_passthrough(), reason="only passthrough ties who reads to the template's file"
+)
 def test_a_template_file_read_before_and_written_after_is_two(bed: beds.VzfsResting) -> None:
     with open(bed.merged / "text", "rb") as early:
         rest(bed)
