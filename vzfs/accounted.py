@@ -13,9 +13,10 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vzfs import quotastate, syscalls
+from vzfs import quotastate
 from vzfs.accounting import Accounting
 from vzfs.attributes import stored
 from vzfs.control import Controlled
@@ -29,7 +30,6 @@ from vzfs.quotaguard import Guard
 if TYPE_CHECKING:
     from vzfs.resting import Left
 
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Directories of which it is remembered which inode they are.
 _DIRECTORIES = 4096
 #: With more open charges than this, df is exact to a second only.
@@ -67,12 +67,15 @@ class Accounted(Controlled):
         self.ledger = books
         self.accounting = Accounting(books, self.stack.upper.root.fd)
         if left is not None:
-            if left.guarded:
-                self._guard()
-        elif quotastate.TRANSPORTS[transport] == "kernel" and options.passthrough:
-            self._start_guard(options)
+            guarded = left.guarded
+        else:
+            guarded = quotastate.TRANSPORTS[transport] == "kernel" and options.passthrough
+            guarded = guarded and self.stack.move_to_own_mount(no_atime=options.no_atime)
+            os.dup2(self.stack.index, self.index_place.fd, inheritable=False)
+        if guarded:
+            self._start_guard()
 
-    def _guard(self) -> None:
+    def _start_guard(self) -> None:
         """Have a guard watch the mount through which the private area is reached."""
         assert self._books is not None
         assert self.accounting is not None
@@ -80,46 +83,10 @@ class Accounted(Controlled):
         try:
             self.guard = Guard(self.accounting, self._books, mount)
         except OSError:
-            self.guard = None  # the server counts, see ``opened``
-
-    def _start_guard(self, options: Options) -> None:
-        """Reach the private area through a mount of its own, and have a guard watch that."""
-        assert self._books is not None
-        assert self.accounting is not None
-        stack = self.stack
-        top = os.path.commonpath((options.upper, options.work_area))
-        try:
-            clone = syscalls.clone_mount(top, read_only=False, no_atime=options.no_atime)
-        except OSError:
-            return
-        try:
-            base = f"/proc/self/fd/{clone}"
-            places = (
-                (options.upper, (stack.upper.root.fd,)),
-                (options.work_area, (stack.work,)),
-                (options.work_area / "work", (stack.temporary,)),
-                (options.work_area / "index", (stack.index, self.index_place.fd)),
-            )
-            fresh = []
-            for path, old in places:
-                fd = os.open(os.path.join(base, os.path.relpath(path, top)), _DIRECTORY)
-                fresh.append((fd, old))
-                if os.fstat(fd).st_ino != os.fstat(old[0]).st_ino:
-                    return  # something else is mounted in between
-            guard = Guard(self.accounting, self._books, os.fsencode(base) + b"/.")
-            for fd, old in fresh:
-                for number in old:
-                    os.dup2(fd, number, inheritable=False)
-                os.close(fd)
-            # The same mount, by a descriptor which stays.
-            guard.mount = b"/proc/self/fd/%d/." % stack.upper.root.fd
-            self.guard = guard
-            for number in self.accounting.open_recovered():
-                guard.follow(number)
-        except OSError:
             return  # the server counts, see ``opened``
-        finally:
-            os.close(clone)
+        for number in self.accounting.open_recovered():
+            with suppress(OSError):
+                self.guard.follow(number)
 
     def rest_accounts(self) -> bool:
         """Settle the accounts for a server that goes on with them; False: they may yet change."""

@@ -14,6 +14,7 @@ import fcntl
 import os
 import stat
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -304,6 +305,35 @@ class Stack:
         if layer is None or not inode.isdigit():
             return None
         return layer.slot, int(inode)
+
+    def move_to_own_mount(self, *, no_atime: bool) -> bool:
+        """Reach the private layer and the work area through a mount that nobody else uses.
+
+        A guard watches what is done through that mount. False: it cannot be had, all stays.
+        """
+        top = os.path.commonpath((self.upper.path, self.work_path))
+        places = (
+            (self.upper.path, self.upper.root.fd),
+            (self.work_path, self.work),
+            (self.work_path / "work", self.temporary),
+            (self.work_path / "index", self.index),
+        )
+        try:
+            with ExitStack() as closing:
+                clone = syscalls.clone_mount(top, read_only=False, no_atime=no_atime)
+                closing.callback(os.close, clone)
+                fresh = []
+                for path, old in places:
+                    fd = os.open(os.path.relpath(path, top), _DIRECTORY, dir_fd=clone)
+                    closing.callback(os.close, fd)
+                    fresh.append((fd, old))
+                    if os.fstat(fd).st_ino != os.fstat(old).st_ino:
+                        return False  # something else is mounted in between
+                for fd, old in fresh:
+                    os.dup2(fd, old, inheritable=False)
+        except OSError:
+            return False
+        return True
 
     def kept(self) -> list[int]:
         """Return the descriptors another server needs to go on: lock, private ones, layers."""
