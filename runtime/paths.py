@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -45,6 +45,12 @@ class Paths:
     def area(self, configured: str) -> Path:
         """Return a path from a configuration file, taken below the root."""
         return self.root / configured.lstrip("/")
+
+    def with_template(self, configured: str | None) -> Paths:
+        """Return them with the template area where TEMPLATE of vz.conf says, if it says so."""
+        if configured and configured.strip("/"):
+            return replace(self, template_area=configured)
+        return self
 
     def typed(self, path: str) -> Path:
         """Return a path typed on a command line: as it is if it lies below the root, else as

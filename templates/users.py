@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from runtime import files, registry
@@ -54,9 +53,7 @@ def systems(paths: Paths) -> list[Paths]:
 def _moved(paths: Paths) -> Paths:
     """Return the places of another system as its vz.conf moves them."""
     with suppress(OSError, VzError):
-        area = ConfigFile.read(paths.global_config).get("TEMPLATE")
-        if area and area.strip("/"):
-            return replace(paths, template_area=area)
+        return paths.with_template(ConfigFile.read(paths.global_config).get("TEMPLATE"))
     return paths
 
 

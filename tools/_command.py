@@ -8,7 +8,6 @@ completions and ``--help`` are made from the same rows.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import os
 import sys
@@ -159,11 +158,9 @@ class Context:
     def paths(self) -> Paths:
         """The places of the system, as vz.conf moves them."""
         if self._paths is None:
-            with suppress(GlobalConfigMissing):
-                area = self.server().get("TEMPLATE")
-                if area and area.strip("/"):
-                    self._root = dataclasses.replace(self._root, template_area=area)
             self._paths = self._root
+            with suppress(GlobalConfigMissing):
+                self._paths = self._root.with_template(self.server().get("TEMPLATE"))
         return self._paths
 
     def server(self) -> ConfigFile:
