@@ -147,10 +147,7 @@ class Accounting:
         if charge is None:
             return
         if blocks != charge.blocks:
-            self.ledger.record(charge.uid, charge.gid, blocks - charge.blocks, 0)
-            charge.blocks = blocks
-            if charge.words is not None:
-                charge.words[charge.at + C_BLOCKS] = blocks
+            self.settle(charge, blocks)
         if charge.writers > 1:
             charge.writers -= 1
             return

@@ -147,7 +147,7 @@ class _Writer:
         return self._numbers[id(node)]
 
     def _file(self, node: File) -> None:
-        held = (node.fd, node.lower_fd, node.anchor)
+        held = (node.lower_fd, node.anchor)
         if node.parent is None or node.twin is not None or node.writers or max(held) >= 0:
             raise Tangled
         row = (
